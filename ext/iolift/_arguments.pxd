@@ -1,0 +1,33 @@
+# The boundary: Python arguments -> checked C arrays. Everything below may rely on what is checked.
+
+from libc.stdint cimport int64_t
+
+
+cdef class Int64Array:
+    # A one-dimensional, C-contiguous int64 view on the caller's own data where that is possible.
+    cdef const int64_t[::1] view
+    cdef const int64_t* data        # NULL when empty
+    cdef Py_ssize_t size
+
+
+cdef class Ranges:
+    # n ranges, each 0 <= offset <= offset + length <= 2**63-1.
+    cdef Int64Array offset_array
+    cdef Int64Array length_array    # None when one length serves all
+    cdef const int64_t* offsets
+    cdef const int64_t* lengths     # NULL when one length serves all
+    cdef int64_t length             # the one length
+    cdef Py_ssize_t n
+    cdef int64_t total              # sum of the lengths
+
+
+cdef class Buffer:
+    # A C-contiguous export, held until the object goes.
+    cdef Py_buffer view
+    cdef bint held
+
+
+cdef Buffer take_buffer(object source, str name, bint writable)
+# snapshot: a copy that the caller can't change while the GIL is released.
+cdef Ranges parse_ranges(object offsets, object lengths, bint snapshot)
+cdef int64_t parse_int(object value, str name, int64_t lowest, int64_t highest) except? -1

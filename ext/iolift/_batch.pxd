@@ -1,0 +1,99 @@
+# One batch: planned requests on their way through a lane, and the outcome of each.
+
+from libc.stdint cimport int64_t, uint32_t
+
+from ._backend cimport Backend, Kind, Lane, Operation
+from ._plan cimport ExtentArray, Rule
+from ._request cimport Extent, Request
+from ._sort cimport Order
+from ._scatter cimport Chunk, Cursor, Layout, Rows
+from ._system cimport iovec
+
+
+cdef enum:
+    MAX_REFUSALS = 100          # EAGAIN in a row, with MAX_PAUSE_NS between: 0.1 s in all
+    MAX_PAUSE_NS = 1000000
+
+
+cdef struct Slot:
+    # One operation and the memory it needs. Lives as long as its batch.
+    Operation operation         # first: what a lane gives back is the slot
+    Chunk chunk
+    int64_t moved               # bytes of the chunk that are confirmed
+    int refusals                # EAGAIN in a row
+    Slot* next                  # in Batch.free or Batch.again
+
+
+cdef struct Failure:
+    # A stretch of the file whose merged I/O failed; each of its requests gets its own answer.
+    int64_t begin
+    int64_t end
+    uint32_t lo
+    uint32_t hi
+    int error
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_rwlock_t:
+        pass
+
+
+cdef struct Target:
+    # The file, as a batch needs it. Owned by the file; it outlives the batch.
+    int descriptor
+    int buffered_descriptor     # the same file without O_DIRECT; == descriptor if not direct
+    int64_t alignment
+    int64_t memory_alignment
+    pthread_rwlock_t* pages     # see Batch.lock_pages; unused unless direct
+
+
+cdef class Batch:
+    # set by the owner before `run`
+    cdef Backend backend
+    cdef Kind kind
+    cdef Order order
+    cdef Rule rule
+    cdef Target target
+    cdef Rows rows
+    cdef Py_ssize_t n           # requests, in the caller's order
+    cdef bint is_one            # the requests are parts of one: it succeeds or fails as a whole
+    cdef list trace             # of int64[k, 3], or None
+    # the result: NULL when every request got all it asked for; else by index, bytes or -errno
+    cdef int64_t* outcome
+    # planned
+    cdef Request* requests      # by offset (elevator)
+    cdef Py_ssize_t request_count
+    cdef Request* pieces        # of writes: what survives; may be == requests
+    cdef Py_ssize_t piece_count
+    cdef ExtentArray extents
+    cdef ExtentArray ragged     # the ends of direct writes that no block holds
+    cdef Py_ssize_t next_extent
+    cdef Py_ssize_t extents_left
+    # on the way
+    cdef Lane lane
+    cdef Cursor cursor
+    cdef int cursor_descriptor
+    cdef Layout layout
+    cdef Layout cursor_layout
+    cdef bint cursor_is_ragged
+    cdef Slot* slots
+    cdef Py_ssize_t slot_count
+    cdef Slot* free_slots
+    cdef Slot* again            # to be submitted once more
+    cdef Operation** finished   # room for slot_count
+    cdef Failure* failures
+    cdef Py_ssize_t failure_count
+    cdef Py_ssize_t failure_room
+    cdef int64_t* reach         # of requests: the highest end so far; made when first needed
+    cdef bint splitting         # a failure now is the answer of the one request at work
+    cdef int own_error          # ... and this is it
+    cdef int out_of_memory
+    cdef int64_t last_signal_check_ns
+    cdef bint interrupted
+    cdef object interrupt       # the exception that a signal handler raised
+    cdef bint tracing
+    cdef int64_t* trace_items
+    cdef Py_ssize_t trace_size
+    cdef Py_ssize_t trace_room
+
+    cdef int run(self, const int64_t* lengths, int64_t length, int64_t start) except -1

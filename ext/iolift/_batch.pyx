@@ -1,0 +1,639 @@
+"""One batch on its way: plan -> chunks -> lane -> completions -> the outcome of each request.
+
+1. A request's outcome depends on its own bytes only. A merged I/O that fails is done again, one
+   request at a time, over the stretch that failed: reads as they lie in the file, writes in the
+   order of their indices, so that the file is what executing them one by one would have left.
+2. Short results are continued until all is moved; a read that returns nothing is at the end of
+   the file. EINTR is repeated, EAGAIN too, a bounded number of times.
+3. No buffer is given back while an operation that uses it is in flight, whatever happens: after
+   an interrupt the batch stops submitting, waits for what is in flight, then raises.
+4. The GIL is not held between the first submit and the last completion, but for a glance at
+   pending signals every SIGNAL_CHECK_NS.
+5. Memory: 24 bytes a request, 24 an extent, and for writes that overlap 24 a piece; a slot an
+   operation in flight.
+
+    next_chunk -> submit -> reap -> complete -> (again | settle -> free)
+                                       |
+                                       +-> failures -> split -> the same way, alone
+"""
+
+import numpy as np
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN, EINTR, EIO
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+from posix.stat cimport fstat, struct_stat
+from posix.stdlib cimport posix_memalign
+
+from ._backend cimport BUSY, MAX_SEGMENTS, QUEUED, READ, WRITE, Answer, Operation
+from ._clip cimport keep_last
+from ._plan cimport ExtentArray, Merger, end_merge, free_extents, merge_block, open_extent
+from ._request cimport Extent, Request, align_down, align_up
+from ._scatter cimport (
+    BOUNCE_BYTES, MAX_CHUNK_BYTES, SCRATCH_BYTES, next_chunk, prepare_write, settle_read,
+)
+from ._sort cimport ORDER_ELEVATOR, ORDER_FIFO, Order, load_requests, sort_by_index
+from ._system cimport iolift_allocate, iolift_now_ns, iolift_pause_ns, iovec
+
+cdef enum:
+    FIRST_PAUSE_NS = 1000
+    SIGNAL_CHECK_NS = 30000000
+    PAGE = 4096
+
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_rwlock_rdlock(pthread_rwlock_t*)
+    int pthread_rwlock_wrlock(pthread_rwlock_t*)
+    int pthread_rwlock_unlock(pthread_rwlock_t*)
+
+
+cdef class Batch:
+    def __cinit__(self):
+        self.trace = None
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.pieces != self.requests:
+            free(self.pieces)
+        free(self.requests)
+        free_extents(&self.extents)
+        free_extents(&self.ragged)
+        for i in range(self.slot_count):
+            free(self.slots[i].chunk.segments)
+            free(self.slots[i].chunk.bounce)
+        free(self.slots)
+        free(self.finished)
+        free(self.layout.scratch)
+        free(self.failures)
+        free(self.reach)
+        free(self.outcome)
+        free(self.trace_items)
+
+    cdef int run(self, const int64_t* lengths, int64_t length, int64_t start) except -1:
+        # lengths as in load_requests; start: where the elevator is.
+        if make_plan(self, lengths, length, start) < 0 or make_slots(self) < 0:
+            raise MemoryError(f"batch of {self.n} requests")
+        if self.slot_count == 0:
+            return 0
+        # Writes to the page cache exclude each other within a file: to hand them to other threads,
+        # the kernel's or ours, only costs.
+        self.lane = self.backend.acquire(self.slot_count == 1 or (
+            self.kind == WRITE and self.target.alignment == 1))
+        self.tracing = self.trace is not None
+        try:
+            with nogil:
+                self.last_signal_check_ns = iolift_now_ns()
+                lock_pages(self, self.ragged.size > 0)
+                drive_all(self)
+                unlock_pages(self)
+                if self.failure_count and not self.interrupted and not self.lane.failed:
+                    lock_pages(self, True)
+                    split_failures(self)
+                    unlock_pages(self)
+            export_trace(self)
+            self.lane.raise_pending()
+        finally:
+            lane, self.lane = self.lane, None
+            self.backend.release(lane)
+        if self.is_one and self.own_error:
+            note_error(self, 0, self.own_error)
+        if self.interrupt is not None:
+            raise self.interrupt
+        if self.out_of_memory:
+            raise MemoryError(f"batch of {self.n} requests")
+        return 0
+
+
+# --------------------------------------------------------------------------------------- planning
+
+cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
+                   int64_t start) noexcept nogil:
+    cdef Merger merger
+    cdef int status
+    # Overlapping writes are clipped in the order of offsets, whatever order they go in later.
+    cdef Order order = self.order if self.kind == READ else ORDER_ELEVATOR
+    memset(&merger, 0, sizeof(merger))
+    merger.rule = self.rule
+    merger.start = start if self.order == ORDER_ELEVATOR else 0
+    self.requests = <Request*>iolift_allocate(self.n * sizeof(Request))
+    if self.requests == NULL:
+        return -1
+    self.request_count = load_requests(self.rows.offsets, lengths, length, self.n, order,
+                                       self.requests)
+    if self.request_count < 0:
+        return -1
+    self.pieces = self.requests
+    self.piece_count = self.request_count
+    if self.kind == WRITE:
+        merger.rule.gap = 0                    # a hole that is written through would be a lost byte
+        self.piece_count = keep_last(self.requests, self.request_count, &self.pieces)
+        if self.piece_count < 0:
+            return -1
+        if self.pieces == NULL:
+            self.pieces = self.requests
+        if self.order == ORDER_FIFO:
+            if own_pieces(self) < 0:
+                return -1
+            sort_by_index(self.pieces, self.piece_count)
+    else:
+        merger.rule.alignment = self.target.alignment
+    status = merge_block(&merger, self.pieces, self.piece_count, NULL, NULL)
+    end_merge(&merger)
+    self.extents = merger.extents
+    self.next_extent = merger.pivot
+    if status < 0:
+        return -1
+    if self.kind == WRITE and self.target.alignment > 1 and cut_ragged_ends(self) < 0:
+        return -1
+    self.extents_left = self.extents.size
+    return 0
+
+
+cdef int own_pieces(Batch self) noexcept nogil:
+    # Pieces that are the requests themselves must be copied before they are put in another order.
+    cdef Request* pieces
+    if self.pieces != self.requests:
+        return 0
+    pieces = <Request*>malloc(max(1, self.piece_count) * sizeof(Request))
+    if pieces == NULL:
+        return -1
+    memcpy(pieces, self.requests, self.piece_count * sizeof(Request))
+    self.pieces = pieces
+    return 0
+
+
+cdef int cut_ragged_ends(Batch self) noexcept nogil:
+    # For O_DIRECT: whole blocks stay extents, up to two ends of each become `ragged`. These go
+    # through the page cache, after all direct ones and with the file's pages locked, because a
+    # page that one writer has half in the cache must not change on the device meanwhile.
+    cdef ExtentArray whole = ExtentArray(NULL, 0, 0)
+    cdef Py_ssize_t k, pivot = 0
+    cdef Extent extent
+    cdef int64_t begin, end
+    for k in range(self.extents.size):
+        extent = self.extents.items[k]
+        if k == self.next_extent:
+            pivot = whole.size
+        begin = min(align_up(extent.offset, self.target.alignment), extent.end)
+        end = max(align_down(extent.end, self.target.alignment), begin)
+        if (add_part(&self.ragged, &extent, extent.offset, begin) < 0
+                or add_part(&whole, &extent, begin, end) < 0
+                or add_part(&self.ragged, &extent, end, extent.end) < 0):
+            free_extents(&whole)
+            return -1
+    free_extents(&self.extents)
+    self.extents = whole
+    self.next_extent = pivot if pivot < whole.size else 0
+    return 0
+
+
+cdef int add_part(ExtentArray* extents, const Extent* extent, int64_t begin,
+                  int64_t end) noexcept nogil:
+    if begin == end:
+        return 0
+    if open_extent(extents, begin, end, extent.lo) < 0:
+        return -1
+    extents.items[extents.size - 1].hi = extent.hi
+    return 0
+
+
+cdef int make_slots(Batch self) noexcept nogil:
+    # No more than there are chunks; their segments come when they are first used.
+    cdef Py_ssize_t i, count = min(self.ragged.size, self.backend.depth)
+    cdef int64_t length
+    cdef struct_stat status
+    for i in range(self.extents.size):
+        if count >= self.backend.depth:
+            break
+        length = self.extents.items[i].end - self.extents.items[i].offset
+        count += 1 + min(length // MAX_CHUNK_BYTES, self.backend.depth)
+        count += min((self.extents.items[i].hi - self.extents.items[i].lo) // MAX_SEGMENTS,
+                     self.backend.depth)
+        if self.target.alignment > 1:
+            count += min(length // BOUNCE_BYTES, self.backend.depth)
+    if self.is_one and self.kind == WRITE:
+        count = min(count, 1)           # in the order of the bytes: it ends where it fails
+    self.slot_count = min(count, self.backend.depth)
+    self.slots = <Slot*>calloc(max(1, self.slot_count), sizeof(Slot))
+    self.finished = <Operation**>malloc(max(1, self.slot_count) * sizeof(Operation*))
+    self.layout.alignment = self.target.alignment
+    self.layout.memory_alignment = self.target.memory_alignment
+    self.layout.straight_end = INT64_MAX
+    if self.kind == READ and self.target.alignment > 1:
+        if fstat(self.target.descriptor, &status) == 0:
+            self.layout.straight_end = align_down(status.st_size, self.target.alignment)
+    if self.slots == NULL or self.finished == NULL:
+        self.slot_count = 0
+        return -1
+    for i in range(self.slot_count):
+        self.slots[i].next = self.free_slots
+        self.free_slots = &self.slots[i]
+    if self.kind == READ and self.rule.gap and self.target.alignment == 1:
+        self.layout.scratch = <char*>malloc(SCRATCH_BYTES)
+        if self.layout.scratch == NULL:
+            return -1
+    return 0
+
+
+cdef int furnish(Batch self, Slot* slot) noexcept nogil:
+    # The memory of a slot, when it is first used.
+    cdef void* bounce = NULL
+    cdef Py_ssize_t room = MAX_SEGMENTS
+    if slot.chunk.segments == NULL:
+        if self.rule.gap == 0 and self.target.alignment == 1:
+            room = min(room, self.piece_count)
+        slot.chunk.segments = <iovec*>malloc(room * sizeof(iovec))
+        if slot.chunk.segments == NULL:
+            return -1
+    if self.cursor_layout.alignment > 1 and slot.chunk.bounce == NULL:
+        if posix_memalign(&bounce, PAGE, BOUNCE_BYTES):
+            return -1
+        slot.chunk.bounce = <char*>bounce
+    return 0
+
+
+# ---------------------------------------------------------------------------------------- driving
+
+cdef bint advance(Batch self) noexcept nogil:
+    # Puts the cursor on the next extent when it is at the end of one. False: nothing is left.
+    cdef Extent* extent
+    if self.cursor.position < self.cursor.end:
+        return True
+    if self.extents_left == 0:
+        return False
+    extent = &self.extents.items[self.next_extent]
+    self.next_extent += 1
+    if self.next_extent == self.extents.size:
+        self.next_extent = 0
+    self.extents_left -= 1
+    aim(self, extent)
+    return True
+
+
+cdef void aim(Batch self, const Extent* extent) noexcept nogil:
+    self.cursor = Cursor(extent.offset, extent.end, extent.lo, extent.hi)
+    self.cursor_layout = self.layout
+    self.cursor_descriptor = self.target.descriptor
+    if self.cursor_is_ragged:
+        self.cursor_descriptor = self.target.buffered_descriptor
+        self.cursor_layout.alignment = self.cursor_layout.memory_alignment = 1
+
+
+cdef Slot* take_slot(Batch self) noexcept nogil:
+    # The next operation to submit, NULL when there is none (now).
+    cdef Slot* slot
+    if self.again != NULL:
+        slot = self.again
+        self.again = slot.next
+        return slot
+    if self.free_slots == NULL or self.interrupted or self.lane.failed or not advance(self):
+        return NULL
+    slot = self.free_slots
+    if furnish(self, slot) < 0:
+        self.out_of_memory = 1
+        self.extents_left = 0
+        self.cursor.position = self.cursor.end
+        return NULL
+    self.free_slots = slot.next
+    next_chunk(self.pieces, &self.rows, &self.cursor_layout, &self.cursor, &slot.chunk)
+    if self.kind == WRITE:
+        prepare_write(self.pieces, &self.rows, &self.cursor_layout, &slot.chunk)
+    slot.moved = 0
+    slot.refusals = 0
+    slot.operation.kind = self.kind
+    slot.operation.fd = self.cursor_descriptor
+    slot.operation.offset = slot.chunk.begin
+    slot.operation.segments = slot.chunk.segments
+    slot.operation.segment_count = slot.chunk.segment_count
+    if self.tracing:
+        note_trace(self, slot)
+    return slot
+
+
+cdef void drive_all(Batch self) noexcept nogil:
+    cdef ExtentArray whole = self.extents
+    self.cursor_is_ragged = False
+    drive(self)
+    if self.ragged.size:
+        self.extents = self.ragged
+        self.cursor_is_ragged = True
+        self.next_extent = 0
+        self.extents_left = self.ragged.size
+        drive(self)
+        self.extents = whole
+
+
+cdef void drive(Batch self) noexcept nogil:
+    # Until nothing is left to submit and nothing is in flight.
+    cdef Py_ssize_t in_flight = 0, n, i, wanted
+    cdef Slot* slot
+    cdef Answer answer
+    while True:
+        slot = take_slot(self)
+        while slot != NULL:
+            answer = self.lane.submit(&slot.operation)
+            if answer == BUSY:
+                if in_flight == 0:
+                    # Nothing that we could wait for: as if the kernel had said EAGAIN.
+                    slot.operation.result = -EAGAIN
+                    complete(self, slot)
+                else:
+                    give_again(self, slot)
+                    break
+            elif answer == QUEUED:
+                in_flight += 1
+            else:
+                complete(self, slot)
+                check_signals(self)
+            slot = take_slot(self)
+        if in_flight == 0:
+            return
+        # With more to submit, come back when half is done: the device stays busy meanwhile.
+        wanted = in_flight
+        if self.free_slots == NULL and (self.extents_left
+                                        or self.cursor.position < self.cursor.end):
+            wanted = (in_flight + 1) // 2
+        n = self.lane.reap(self.finished, self.slot_count, wanted, SIGNAL_CHECK_NS)
+        in_flight -= n
+        for i in range(n):
+            complete(self, <Slot*>self.finished[i])
+        check_signals(self)
+
+
+cdef void check_signals(Batch self) noexcept nogil:
+    cdef int64_t now = iolift_now_ns()
+    if now - self.last_signal_check_ns < SIGNAL_CHECK_NS or self.interrupted:
+        return
+    self.last_signal_check_ns = now
+    with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            self.interrupt = error
+            self.interrupted = True
+
+
+cdef inline void give_again(Batch self, Slot* slot) noexcept nogil:
+    slot.next = self.again
+    self.again = slot
+
+
+cdef inline void give_back(Batch self, Slot* slot) noexcept nogil:
+    slot.next = self.free_slots
+    self.free_slots = slot
+
+
+cdef void complete(Batch self, Slot* slot) noexcept nogil:
+    # The answer to one operation: all, a part, the end of the file, or an error.
+    cdef int64_t left = slot.chunk.end - slot.chunk.begin - slot.moved
+    cdef int64_t result = slot.operation.result
+    cdef int64_t here
+    if result == -EINTR or (result == -EAGAIN and slot.refusals < MAX_REFUSALS):
+        if result == -EAGAIN:
+            slot.refusals += 1
+            iolift_pause_ns(min(<int64_t>MAX_PAUSE_NS,
+                                <int64_t>FIRST_PAUSE_NS << min(slot.refusals, 20)))
+        if self.interrupted:
+            give_back(self, slot)
+        else:
+            give_again(self, slot)
+        return
+    if result > left or (result == 0 and self.kind == WRITE):
+        result = -EIO                       # nothing that a file does
+    if result > 0:
+        slot.refusals = 0
+        slot.moved += result
+    here = slot.chunk.begin + slot.moved
+    if result > 0 and result < left and not ends_inside_block(self, here):
+        skip_segments(slot, result)
+        give_again(self, slot)
+        return
+    if self.kind == READ:
+        settle_read(self.pieces, &self.rows, &self.layout, &slot.chunk, here)
+    if result < 0:
+        note_failure(self, &slot.chunk, here, <int>-result)
+    elif here < slot.chunk.end:
+        note_end_of_file(self, &slot.chunk, here)
+    give_back(self, slot)
+
+
+cdef inline bint ends_inside_block(Batch self, int64_t position) noexcept nogil:
+    # Only the end of the file stops a direct read there; going on would be EINVAL.
+    return self.kind == READ and position & (self.target.alignment - 1) != 0
+
+
+cdef void skip_segments(Slot* slot, int64_t moved) noexcept nogil:
+    cdef iovec* segments = slot.operation.segments
+    slot.operation.offset += moved
+    while moved >= <int64_t>segments.iov_len:
+        moved -= segments.iov_len
+        segments += 1
+        slot.operation.segment_count -= 1
+    segments.iov_base = <char*>segments.iov_base + moved
+    segments.iov_len -= moved
+    slot.operation.segments = segments
+
+
+# --------------------------------------------------------------------------------------- outcomes
+
+cdef int need_outcome(Batch self) noexcept nogil:
+    # Only a batch in which something went wrong pays for one.
+    cdef Py_ssize_t i
+    if self.outcome == NULL:
+        self.outcome = <int64_t*>malloc(self.n * sizeof(int64_t))
+        if self.outcome == NULL:
+            self.out_of_memory = 1
+            return -1
+        for i in range(self.n):
+            self.outcome[i] = INT64_MAX
+    return 0
+
+
+cdef void note_end_of_file(Batch self, const Chunk* chunk, int64_t end_of_file) noexcept nogil:
+    cdef uint32_t i
+    cdef const Request* request
+    cdef int64_t got
+    if need_outcome(self) < 0:
+        return
+    for i in range(chunk.lo, chunk.hi):
+        request = &self.pieces[i]
+        if request.offset >= chunk.end:
+            break
+        if request.end > end_of_file:
+            # Not from request.offset: it may be a part of what was asked.
+            got = max(<int64_t>0, end_of_file - self.rows.offsets[request.index])
+            if got < self.outcome[request.index]:
+                self.outcome[request.index] = got
+
+
+cdef void note_failure(Batch self, const Chunk* chunk, int64_t begin, int error) noexcept nogil:
+    cdef Py_ssize_t room
+    cdef Failure* failures
+    if self.splitting or self.is_one:
+        # One request is at work: the error is its own, and it ends there.
+        if self.own_error == 0:
+            self.own_error = error
+        self.extents_left = 0
+        self.cursor.position = self.cursor.end
+        return
+    if self.failure_count == self.failure_room:
+        room = max(16, 2 * self.failure_room)
+        failures = <Failure*>realloc(self.failures, room * sizeof(Failure))
+        if failures == NULL:
+            self.out_of_memory = 1
+            return
+        self.failures = failures
+        self.failure_room = room
+    self.failures[self.failure_count] = Failure(begin, chunk.end, chunk.lo, chunk.hi, error)
+    self.failure_count += 1
+
+
+cdef void note_error(Batch self, int64_t index, int error) noexcept nogil:
+    if need_outcome(self) == 0 and self.outcome[index] >= 0:
+        self.outcome[index] = -error
+
+
+# -------------------------------------------------------------------------------------- splitting
+
+cdef void split_failures(Batch self) noexcept nogil:
+    # Each request of each stretch that failed gets its own I/O, over that stretch only.
+    cdef Request* pieces = self.pieces
+    cdef ExtentArray extents = self.extents
+    cdef Request* parts
+    cdef Py_ssize_t i, k, count
+    self.splitting = True
+    memset(&self.extents, 0, sizeof(ExtentArray))
+    for k in range(self.failure_count):
+        count = 0
+        parts = find_parts(self, &self.failures[k], pieces, &count)
+        if parts == NULL:
+            self.out_of_memory = 1
+            break
+        if count == 1 and fills(self, &parts[0], &self.failures[k]):
+            note_error(self, parts[0].index, self.failures[k].error)
+        else:
+            for i in range(count):
+                if not self.interrupted:
+                    do_alone(self, &parts[i])
+        free(parts)
+    free_extents(&self.extents)
+    self.extents = extents
+    self.pieces = pieces
+    self.splitting = False
+
+
+cdef bint fills(Batch self, const Request* part, const Failure* failure) noexcept nogil:
+    # Whether the I/O that failed moved nothing but the bytes of this request: then it has its
+    # answer. Otherwise the fault may have been in a hole.
+    cdef int64_t alignment = self.target.alignment
+    return (align_down(part.offset, alignment) <= failure.begin
+            and align_up(part.end, alignment) >= failure.end)
+
+
+cdef void do_alone(Batch self, Request* part) noexcept nogil:
+    cdef int64_t alignment = self.target.alignment if self.kind == READ else 1
+    self.pieces = part
+    self.extents.size = self.ragged.size = 0
+    self.next_extent = 0
+    self.own_error = 0
+    if open_extent(&self.extents, align_down(part.offset, alignment),
+                   align_up(part.end, alignment), 0) < 0:
+        self.out_of_memory = 1
+        return
+    self.extents.items[0].hi = 1
+    if self.kind == WRITE and self.target.alignment > 1 and cut_ragged_ends(self) < 0:
+        self.out_of_memory = 1
+        return
+    self.extents_left = self.extents.size
+    drive_all(self)
+    if self.own_error:
+        note_error(self, part.index, self.own_error)
+
+
+cdef Request* find_parts(Batch self, const Failure* failure, const Request* pieces,
+                         Py_ssize_t* count) noexcept nogil:
+    # The requests that have bytes in the stretch, cut to it. For writes these are all that were
+    # asked, also those that younger ones cover: one by one, they would have been written first.
+    cdef Py_ssize_t i, lo = failure.lo, hi = failure.hi, room = 0
+    cdef const Request* source = pieces
+    cdef Request* parts
+    if self.kind == WRITE:
+        source = self.requests
+        hi = self.request_count
+        lo = first_reaching(self, failure.begin)
+        if lo < 0:
+            return NULL
+    for i in range(lo, hi):
+        if source[i].offset >= failure.end:
+            break
+        room += 1
+    parts = <Request*>malloc(max(1, room) * sizeof(Request))
+    if parts == NULL:
+        return NULL
+    for i in range(lo, lo + room):
+        if source[i].end > failure.begin:
+            parts[count[0]] = Request(max(source[i].offset, failure.begin),
+                                      min(source[i].end, failure.end), source[i].index)
+            count[0] += 1
+    if self.kind == WRITE:
+        sort_by_index(parts, count[0])
+    return parts
+
+
+cdef Py_ssize_t first_reaching(Batch self, int64_t position) noexcept nogil:
+    # The first of the requests, by offset, after which some request ends past `position`.
+    cdef Py_ssize_t lo = 0, hi = self.request_count, middle, i
+    if self.reach == NULL:
+        self.reach = <int64_t*>malloc(max(1, hi) * sizeof(int64_t))
+        if self.reach == NULL:
+            return -1
+        for i in range(hi):
+            self.reach[i] = max(self.requests[i].end, self.reach[i - 1] if i else 0)
+    while lo < hi:
+        middle = (lo + hi) // 2
+        if self.reach[middle] > position:
+            hi = middle
+        else:
+            lo = middle + 1
+    return lo
+
+
+# -------------------------------------------------------------------------------- locks and traces
+
+cdef void lock_pages(Batch self, bint ragged) noexcept nogil:
+    # A direct write must not meet a page that another batch has half written in the page cache.
+    if self.kind == WRITE and self.target.alignment > 1:
+        if ragged:
+            pthread_rwlock_wrlock(self.target.pages)
+        else:
+            pthread_rwlock_rdlock(self.target.pages)
+
+
+cdef void unlock_pages(Batch self) noexcept nogil:
+    if self.kind == WRITE and self.target.alignment > 1:
+        pthread_rwlock_unlock(self.target.pages)
+
+
+cdef void note_trace(Batch self, const Slot* slot) noexcept nogil:
+    cdef Py_ssize_t room
+    cdef int64_t* items
+    if self.trace_size + 3 > self.trace_room:
+        room = max(192, 2 * self.trace_room)
+        items = <int64_t*>realloc(self.trace_items, room * sizeof(int64_t))
+        if items == NULL:
+            self.out_of_memory = 1
+            return
+        self.trace_items = items
+        self.trace_room = room
+    self.trace_items[self.trace_size] = self.kind
+    self.trace_items[self.trace_size + 1] = slot.chunk.begin
+    self.trace_items[self.trace_size + 2] = slot.chunk.end - slot.chunk.begin
+    self.trace_size += 3
+
+
+cdef int export_trace(Batch self) except -1:
+    if self.trace_size:
+        self.trace.append(np.array(<int64_t[:self.trace_size // 3, :3]>self.trace_items))
+    return 0

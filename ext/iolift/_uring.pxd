@@ -1,0 +1,5 @@
+from ._backend cimport Backend
+
+
+cdef class UringBackend(Backend):
+    pass

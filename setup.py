@@ -1,0 +1,79 @@
+"""Builds the Cython core in ext/iolift and ships its .pxd files beside the modules.
+
+Environment, for developers (a change needs --force or a clean tree, see CONTRIBUTING.md):
+IOLIFT_BUILD=sanitize   AddressSanitizer and UndefinedBehaviorSanitizer
+IOLIFT_BUILD=coverage   line tracing, for coverage of the .pyx files
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+
+EXT = Path("ext/iolift")
+HEADERS = sorted(str(path) for path in [*EXT.glob("*.pxd"), *EXT.glob("*.h")])
+BUILD = os.environ.get("IOLIFT_BUILD", "release")
+
+directives = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "auto_pickle": False,
+    "embedsignature": True,
+    "embedsignature.format": "python",
+}
+compile_args = ["-O3", "-fno-strict-aliasing"]
+link_args: list[str] = []
+macros: list[tuple[str, str | None]] = []
+if BUILD == "sanitize":
+    compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+    link_args = ["-fsanitize=address,undefined"]
+elif BUILD == "coverage":
+    directives["linetrace"] = True
+    compile_args = ["-O0"]
+    macros = [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+elif BUILD != "release":
+    sys.exit(f"IOLIFT_BUILD must be release, sanitize or coverage, not {BUILD!r}")
+
+extensions = [
+    Extension(
+        f"iolift.{path.stem}",
+        [str(path)],
+        depends=[str(path), *HEADERS],
+        include_dirs=[str(EXT)],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        define_macros=macros,
+        libraries=["pthread"] if sys.platform.startswith("linux") else [],
+    )
+    for path in sorted(EXT.glob("*.pyx"))
+]
+
+
+class BuildPyWithPxd(build_py):
+    """Copies the .pxd files beside the built modules, so that others can `cimport iolift`."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for header in HEADERS:
+                target = Path(self.build_lib, "iolift", Path(header).name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(header, target)
+
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        include_path=["ext"],
+        compiler_directives=directives,
+        emit_linenums=BUILD == "sanitize",
+    ),
+    cmdclass={"build_py": BuildPyWithPxd},
+)

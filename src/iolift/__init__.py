@@ -1,0 +1,25 @@
+"""iolift: ask for any bytes, in any order; they are merged, sorted and moved in a few large I/Os.
+
+>>> import iolift
+>>> iolift.plan([2, 3, 4, 1], 1)
+<Plan: 4 requests in 1 extents, 0 duplicates, bytes asked 4, unique 4, moved 4>
+"""
+
+from ._coalescer import Coalescer
+from ._file import File, open
+from ._plan import Plan, plan
+from ._version import __version__
+from .errors import ForkedError, PoisonedError, RangeError, ShortReadError
+
+__all__ = [
+    "Coalescer",
+    "File",
+    "ForkedError",
+    "Plan",
+    "PoisonedError",
+    "RangeError",
+    "ShortReadError",
+    "__version__",
+    "open",
+    "plan",
+]

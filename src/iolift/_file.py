@@ -1,0 +1,376 @@
+"""File: the raw file object over FileCore.
+
+Positional calls go straight to the core. What io.RawIOBase adds - a position, modes, readinto and
+write - is here, and follows io.FileIO but for two things: the position is the object's own (the
+descriptor's is never used), and append mode finds the end itself, because the kernel's O_APPEND
+ignores the offsets that this library lives by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ._coalescer import Coalescer, FileCore
+from .errors import ForkedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import ArrayLike
+
+MODES = {
+    "r": os.O_RDONLY,
+    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+    "a": os.O_WRONLY | os.O_CREAT,
+}
+ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
+
+
+def _parse_mode(mode: object) -> tuple[str, int]:
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be a string, not {mode!r}")
+    letters = mode.replace("b", "", 1).replace("+", "", 1)
+    if letters not in MODES:
+        raise ValueError(f"mode must be one of r, w, x, a, with + or b or both, not {mode!r}")
+    flags = MODES[letters]
+    if "+" in mode:
+        flags = flags & ~ACCESS | os.O_RDWR
+    return letters + "b" + ("+" if "+" in mode else ""), flags
+
+
+class File(io.RawIOBase):
+    """A file whose reads and writes are merged, sorted and moved in batches.
+
+    path: a path, or an open descriptor (an int), which stays open on close unless closefd.
+    mode: "r", "w", "x" or "a", with "+" for both ways; "b" may stand in it.
+    direct: with O_DIRECT, past the page cache. Aligned requests go straight, others through
+    bounce buffers, the ragged ends of writes through the page cache.
+    coalescer: a Coalescer to share; otherwise one of its own, made with **options.
+
+    Raises OSError where the file can't be opened (EINVAL: no direct I/O on this file system;
+    ESPIPE: it is no seekable file), ValueError or TypeError for a bad mode or option.
+    Safe to use from any thread.
+    """
+
+    def __init__(
+        self,
+        path: str | bytes | os.PathLike[Any] | int,
+        mode: str = "r",
+        closefd: bool = True,
+        *,
+        direct: bool = False,
+        coalescer: Coalescer | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._core: FileCore | None = None
+        self._mode, flags = _parse_mode(mode)
+        if coalescer is not None and options:
+            raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
+        if coalescer is not None and not isinstance(coalescer, Coalescer):
+            raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
+        self._owns_coalescer = coalescer is None
+        self._coalescer = Coalescer(**options) if coalescer is None else coalescer
+        self._lock = threading.Lock()
+        self._position = 0
+        try:
+            self._core = self._open(path, flags, bool(closefd), bool(direct))
+            if self._mode.startswith("a"):
+                self._position = self._core.size()
+        except BaseException:
+            if self._owns_coalescer:
+                self._coalescer.close()
+            raise
+
+    def _open(self, path: Any, flags: int, closefd: bool, direct: bool) -> FileCore:
+        access = {
+            "readable": flags & ACCESS != os.O_WRONLY,
+            "writable": flags & ACCESS != os.O_RDONLY,
+        }
+        if direct:
+            flags |= getattr(os, "O_DIRECT", 0)
+        if isinstance(path, int):
+            if isinstance(path, bool) or path < 0:
+                raise ValueError(f"path = {path!r} is no file descriptor")
+            fd, name, owned = path, path, closefd
+            _check_descriptor(fd, direct)
+        else:
+            if not closefd:
+                raise ValueError("closefd=False needs a file descriptor, not a path")
+            name = os.fspath(path)
+            fd, owned = os.open(name, flags | os.O_CLOEXEC, 0o666), True
+        try:
+            _check_seekable(fd, name)
+            return FileCore(
+                self._coalescer, fd, name, direct=direct, owns_descriptor=owned, **access
+            )
+        except BaseException:
+            # A descriptor that was handed to us stays the caller's until all is well.
+            if not isinstance(path, int):
+                os.close(fd)
+            raise
+
+    @property
+    def _file(self) -> FileCore:
+        if self._core is None:
+            raise ValueError("I/O operation on uninitialized object")
+        return self._core
+
+    # ------------------------------------------------------------------------------- positional
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Read n bytes at offset; fewer at the end of the file, as os.pread does.
+
+        Raises OSError, ValueError (negative, past 2**63-1, closed), TypeError.
+        """
+        return self._file.pread(n, offset)
+
+    def pwrite(self, data: Any, offset: int) -> int:
+        """Write all of data, any C-contiguous buffer, at offset; returns its size in bytes.
+
+        Returns when the bytes are in the file (the page cache; the device if direct).
+        Raises OSError, PoisonedError, ValueError, TypeError.
+        """
+        return self._file.pwrite(data, offset)
+
+    def preadv(self, buffers: Iterable[Any], offset: int) -> int:
+        """Fill writable buffers, one after the other, from offset; returns the bytes read.
+
+        Any number of buffers; short only at the end of the file. Errors as pread.
+        """
+        return self._file.preadv(buffers, offset)
+
+    def pwritev(self, buffers: Iterable[Any], offset: int) -> int:
+        """Write buffers one after the other from offset; returns the bytes written.
+
+        Any number of buffers. Errors as pwrite.
+        """
+        return self._file.pwritev(buffers, offset)
+
+    def read_ranges(self, offsets: ArrayLike, lengths: ArrayLike, *, out: Any = None) -> Any:
+        """Read many ranges at once: deduplicated, merged, sorted, straight into their rows.
+
+        offsets: int64[n], bytes. lengths: one int for all, or int64[n], bytes.
+        out: a writable, C-contiguous buffer of exactly as many bytes as are asked for; made if
+        not given. Must not be touched during the call.
+        Returns out: uint8[n, length] for one length, else uint8[sum(lengths)], back to back.
+
+        Raises ShortReadError where the file ends too early and RangeError where the kernel
+        refused, both after all other requests were served; ValueError or TypeError, naming
+        argument, index and value, before anything is read.
+        O(n) time, 48 bytes of memory a request beside `out`; the GIL is released meanwhile.
+        """
+        return self._file.read_ranges(offsets, lengths, out)
+
+    def write_ranges(
+        self, offsets: ArrayLike, data: Any, *, lengths: ArrayLike | None = None
+    ) -> int:
+        """Write many ranges at once, as if one by one in index order.
+
+        offsets: int64[n], bytes. data: a C-contiguous buffer; without lengths its rows (the first
+        axis, or n equal parts) are what goes to the offsets, else lengths, an int or int64[n] in
+        bytes, says how much of it, back to back.
+        Of overlapping ranges only the last one's bytes are written. Returns the bytes asked.
+
+        Raises RangeError where the kernel refused, after all other requests were served;
+        PoisonedError; ValueError or TypeError before anything is written.
+        O(n) time where few overlap, 48 to 96 bytes of memory a request.
+        """
+        return self._file.write_ranges(offsets, data, lengths)
+
+    # ------------------------------------------------------------------------------ the whole file
+
+    def flush(self) -> None:
+        """Return when all that was written is in the file."""
+        if self._core is None or self._core.closed:
+            return super().flush()
+        self._core.flush()
+        return None
+
+    def sync(self) -> None:
+        """Return when all that was written is on the device (fdatasync).
+
+        Raises OSError where that failed, and PoisonedError from then on: it is never retried.
+        """
+        self._file.sync()
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size in bytes, to the position if not given; returns it."""
+        with self._lock:
+            if size is None:
+                size = self._position
+            self._file.truncate(size)
+            return size
+
+    def close(self) -> None:
+        """Close the file, and its coalescer if that is its own. Idempotent."""
+        if self.closed:
+            return
+        try:
+            # In a forked child there is nothing to flush, and closing is all that it may do.
+            with contextlib.suppress(ForkedError):
+                super().close()
+            if self._core is not None:
+                self._core.close()
+        finally:
+            if getattr(self, "_owns_coalescer", False):
+                self._coalescer.close()
+
+    # --------------------------------------------------------------------------- as an io.RawIOBase
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read at the position into a writable buffer; returns the bytes read, 0 at the end."""
+        with self._lock:
+            got = self._file.pread_into(buffer, self._position)
+            self._position += got
+            return got
+
+    def readall(self) -> bytes:
+        """Read from the position to the end of the file."""
+        with self._lock:
+            core = self._file
+            parts: list[bytes] = []
+            while True:
+                # One byte more than the size says: a file that grows is read on.
+                part = core.pread(max(core.size() - self._position, 0) + 1, self._position)
+                if not part:
+                    return b"".join(parts)
+                parts.append(part)
+                self._position += len(part)
+
+    def write(self, data: Any, /) -> int:
+        """Write all of data at the position (mode "a": at the end); returns its size in bytes."""
+        with self._lock:
+            core = self._file
+            position = self._position
+            if self._mode.startswith("a"):
+                position = core.size()
+            written = core.pwrite(data, position)
+            self._position = position + written
+            return written
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the position; returns it, bytes from the beginning."""
+        with self._lock:
+            core = self._file
+            if whence == os.SEEK_SET:
+                position = offset
+            elif whence == os.SEEK_CUR:
+                position = self._position + offset
+            elif whence == os.SEEK_END:
+                position = core.size() + offset
+            else:
+                position = os.lseek(core.fileno(), offset, whence)
+            if not isinstance(position, int):
+                raise TypeError(f"offset must be an integer, not {offset!r}")
+            if position < 0 or position > 2**63 - 1:
+                raise OSError(errno.EINVAL, f"position {position} is outside of any file")
+            self._position = position
+            core.flush()
+            return position
+
+    def tell(self) -> int:
+        """The position, in bytes from the beginning."""
+        self._file.flush()
+        return self._position
+
+    def fileno(self) -> int:
+        """The descriptor. Its own position is never used."""
+        return self._file.fileno()
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal, which a seekable file is not."""
+        return os.isatty(self.fileno())
+
+    def readable(self) -> bool:
+        """Whether the mode allows reading."""
+        self._file.flush()
+        return self._file.readable
+
+    def writable(self) -> bool:
+        """Whether the mode allows writing."""
+        self._file.flush()
+        return self._file.writable
+
+    def seekable(self) -> bool:
+        """True: others are refused when opened."""
+        self._file.flush()
+        return True
+
+    @property
+    def name(self) -> Any:
+        """The path, or the descriptor, that it was opened with."""
+        return self._file.name
+
+    @property
+    def mode(self) -> str:
+        """The mode, normalised: rb, rb+, wb, wb+, xb, xb+, ab, ab+."""
+        return self._mode
+
+    @property
+    def direct(self) -> bool:
+        """Whether the page cache is passed by."""
+        return self._file.direct
+
+    @property
+    def alignment(self) -> tuple[int, int]:
+        """What goes straight with O_DIRECT: multiples of (memory, offset) bytes."""
+        return self._file.alignment
+
+    @property
+    def coalescer(self) -> Coalescer:
+        """The coalescer that the file is open on."""
+        return self._coalescer
+
+    def __repr__(self) -> str:
+        if self._core is None or self.closed:
+            return f"<iolift.File closed mode={self._mode!r}>"
+        return f"<iolift.File name={self.name!r} mode={self._mode!r} direct={self.direct}>"
+
+
+def _check_descriptor(fd: int, direct: bool) -> None:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if flags & os.O_APPEND:
+        raise ValueError(f"path = {fd}: a descriptor with O_APPEND ignores offsets")
+    if direct and not flags & getattr(os, "O_DIRECT", 0):
+        raise ValueError(f"path = {fd}: direct=True needs a descriptor with O_DIRECT")
+    if not direct and flags & getattr(os, "O_DIRECT", 0):
+        raise ValueError(f"path = {fd}: a descriptor with O_DIRECT needs direct=True")
+
+
+def _check_seekable(fd: int, name: Any) -> None:
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: iolift needs offsets", name) from None
+
+
+def open(
+    path: str | bytes | os.PathLike[Any] | int,
+    mode: str = "r",
+    *,
+    direct: bool = False,
+    coalescer: Coalescer | None = None,
+    **options: Any,
+) -> File:
+    """Open a file for merged I/O: see File, and Coalescer for the options.
+
+    >>> import iolift, os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "data")
+    >>> with iolift.open(path, "w+") as f:
+    ...     f.write_ranges([4, 0], b"datasome", lengths=4)
+    ...     f.read_ranges([4, 0, 4], 4).tobytes()
+    8
+    b'datasomedata'
+    """
+    return File(path, mode, direct=direct, coalescer=coalescer, **options)

@@ -1,0 +1,33 @@
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Plan:
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def first(self) -> NDArray[np.int64]: ...
+    @property
+    def count(self) -> NDArray[np.int64]: ...
+    @property
+    def bytes_asked(self) -> int: ...
+    @property
+    def bytes_unique(self) -> int: ...
+    @property
+    def bytes_moved(self) -> int: ...
+    @property
+    def duplicates(self) -> int: ...
+    def __len__(self) -> int: ...
+
+def plan(
+    offsets: ArrayLike,
+    lengths: ArrayLike,
+    *,
+    gap: int = 0,
+    max_io: int = ...,
+    order: str = "elevator",
+    start: int = 0,
+) -> Plan: ...
