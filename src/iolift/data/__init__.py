@@ -1,0 +1,1 @@
+"""Files that come with iolift: see README.md beside this file."""
