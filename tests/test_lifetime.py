@@ -1,0 +1,466 @@
+"""Goal: forks, signals, exits and broken hosts: no hang, no leak, nobody's data harmed.
+
+What may take a whole process along runs in a child process (child.py). Nothing sleeps to wait:
+pipes, events and waitpid say when the other side is there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import child
+import pytest
+from conftest import unavailable
+
+import iolift
+
+REAL = [
+    pytest.param("posix"),
+    pytest.param("uring", marks=pytest.mark.skipif(bool(unavailable("uring")), reason="no ring")),
+]
+TESTS = Path(__file__).parent
+
+# --------------------------------------------------------------------------------------- forks
+
+FORKED_CHILD = """
+    import os, sys, numpy as np, iolift
+    path, backend, sharing = sys.argv[1:]
+    c = iolift.Coalescer(backend=backend)
+    f = c.open(path, "r+") if sharing == "shared" else iolift.open(path, "r+", backend=backend)
+    if sharing == "private":
+        c = f.coalescer
+    many = range(0, 64_000, 640)
+    content = f.pread(64_000, 0)
+    expected = b"".join(content[o:o + 64] for o in many)
+    assert f.read_ranges(many, 64).tobytes() == expected        # ring and threads are at work
+    fd = f.fileno()
+    to_parent, to_child = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        calls = {
+            "pread": lambda: f.pread(1, 0), "pwrite": lambda: f.pwrite(b"x", 0),
+            "preadv": lambda: f.preadv([bytearray(1)], 0), "pwritev": lambda: f.pwritev([b"x"], 0),
+            "read_ranges": lambda: f.read_ranges([0], 1),
+            "write_ranges": lambda: f.write_ranges([0], b"x"), "flush": lambda: f.flush(),
+            "sync": lambda: f.sync(), "read": lambda: f.read(1), "readall": lambda: f.readall(),
+            "readinto": lambda: f.readinto(bytearray(1)), "write": lambda: f.write(b"x"),
+            "seek": lambda: f.seek(0), "tell": lambda: f.tell(), "fileno": lambda: f.fileno(),
+            "truncate": lambda: f.truncate(0), "c.open": lambda: c.open(path),
+            "c.flush": lambda: c.flush(), "c.sync": lambda: c.sync(),
+            "c.enter": lambda: c.__enter__(), "c.trace": lambda: c.trace_start(),
+        }
+        said = []
+        for name, call in calls.items():
+            try:
+                call()
+                said.append(name + " was allowed")
+            except iolift.ForkedError:
+                pass
+            except BaseException as error:
+                said.append(f"{name}: {error!r}")
+        os.write(to_parent[1], b"refused ")
+        os.read(to_child[0], 1)
+        try:
+            f.close()
+            assert f.closed
+            c.close()
+            os.fstat(fd)
+            said.append("the descriptor is still open")
+        except OSError:
+            pass
+        except BaseException as error:
+            said.append(f"close: {error!r}")
+        # A file of its own works.
+        with iolift.open(path, backend=backend) as own:
+            if own.read_ranges(many, 64).tobytes() != expected:
+                said.append("wrong bytes")
+        os.write(to_parent[1], repr(said).encode())
+        os._exit(0)
+    os.close(to_parent[1])
+    os.read(to_parent[0], 8)
+    for _ in range(3):
+        assert f.read_ranges(many, 64).tobytes() == expected
+    os.write(to_child[1], b"x")
+    print(os.read(to_parent[0], 10_000).decode())
+    assert f.read_ranges(many, 64).tobytes() == expected
+    assert os.waitpid(pid, 0)[1] == 0
+    assert f.write_ranges(many, expected) == len(expected)
+    assert f.read_ranges(many, 64).tobytes() == expected
+    f.sync()
+    c.close()
+"""
+
+
+@pytest.mark.parametrize("backend_name", REAL)
+@pytest.mark.parametrize("sharing", ["private", "shared"])
+def test_a_forked_child_may_only_close(make_file: Any, backend_name: str, sharing: str) -> None:
+    path, content = make_file(64_000)
+    assert child.run(FORKED_CHILD, path, backend_name, sharing) == "[]\n"
+    assert path.read_bytes() == content
+
+
+FORKED_MEANWHILE = """
+    import os, signal, sys, threading, iolift
+    path = sys.argv[1]
+
+    class Gate:
+        def __init__(self):
+            self.arrived, self.opened = threading.Event(), threading.Event()
+        def submit(self, token, kind, fd, offset, buffers):
+            self.arrived.set()
+            self.opened.wait()
+            return os.preadv(fd, buffers, offset)
+        def reap(self, wait):
+            return []
+
+    gate = Gate()
+    f = iolift.open(path, backend=gate)
+    thread = threading.Thread(target=f.read, args=(10,))
+    thread.start()
+    gate.arrived.wait()
+    pid = os.fork()                     # in the middle of the other thread's call
+    if pid == 0:
+        for call in (lambda: f.read(1), lambda: f.pread(1, 0), lambda: f.readall(),
+                     lambda: f.write(b"x"), lambda: f.truncate(0), lambda: f.seek(0)):
+            try:
+                call()
+                os._exit(1)
+            except iolift.ForkedError:
+                pass
+        f.close()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    gate.opened.set()
+    thread.join()
+    assert f.tell() == 10
+    f.close()
+"""
+
+
+def test_a_fork_while_another_thread_is_in_a_call(make_file: Any) -> None:
+    path, _ = make_file(1000)
+    child.run(FORKED_MEANWHILE, path)
+
+
+def read_in_process(path: str, backend: str) -> bytes:
+    with iolift.open(path, backend=backend) as f:
+        return bytes(f.read_ranges(range(0, 6400, 64), 32))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("backend_name", REAL)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_multiprocessing(make_file: Any, method: str, backend_name: str, monkeypatch: Any) -> None:
+    path, _ = make_file(6400)
+    monkeypatch.syspath_prepend(str(TESTS))
+    context = multiprocessing.get_context(method)
+    with iolift.open(path, backend=backend_name) as f:
+        expected = bytes(f.read_ranges(range(0, 6400, 64), 32))
+        with context.Pool(2) as pool:
+            results = pool.starmap_async(read_in_process, [(str(path), backend_name)] * 4)
+            assert results.get(100) == [expected] * 4
+        assert bytes(f.read_ranges(range(0, 6400, 64), 32)) == expected
+
+
+HANDLER_FORKS = """
+    import os, signal, sys, numpy as np, iolift
+    path, backend = sys.argv[1:]
+    f = iolift.open(path, backend=backend)
+    offsets = np.arange(0, 1 << 26, 256)
+    out = np.empty((len(offsets), 128), np.uint8)
+    me, children = os.getpid(), []
+
+    def handler(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        pid = os.fork()
+        if pid:
+            children.append(pid)
+
+    signal.signal(signal.SIGALRM, handler)
+    refused = False
+    while not children and os.getpid() == me:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        try:
+            f.read_ranges(offsets, 128, out=out)        # the child comes back in here
+        except iolift.ForkedError:
+            refused = True
+    if os.getpid() != me:
+        try:
+            f.pread(1, 0)
+        except iolift.ForkedError:
+            os._exit(0)
+        os._exit(1)
+    assert not refused and not out.any()
+    assert os.waitpid(children[0], 0)[1] == 0
+    f.read_ranges(offsets, 128, out=out)
+    f.close()
+"""
+
+
+@pytest.mark.parametrize("backend_name", REAL)
+def test_a_signal_handler_that_forks(tmp_path: Path, backend_name: str) -> None:
+    path = tmp_path / "zeros"
+    path.touch()
+    os.truncate(path, 1 << 26)
+    child.run(HANDLER_FORKS, path, backend_name)
+
+
+# ------------------------------------------------------------------------------------- signals
+
+LONG_READS = """
+    import os, signal, sys, numpy as np, iolift
+    path, backend, depth = sys.argv[1:]
+    f = iolift.open(path, "r+", backend=backend, depth=int(depth))
+    offsets = np.random.default_rng(1).permutation(1 << 16) * 1024
+    out = np.zeros((len(offsets), 256), np.uint8)
+    def forever():
+        f.read_ranges(offsets, 256, out=out)
+        print("reading", flush=True)
+        while True:
+            f.read_ranges(offsets, 256, out=out)
+            f.write_ranges(offsets[:1 << 15], out[:1 << 15])
+    try:
+        forever()
+    except KeyboardInterrupt:
+        pass
+    # All is still usable, and the rows are the caller's again.
+    out[:] = 1
+    assert f.pread(1024, 0) == bytes(1024)
+    assert not f.read_ranges(offsets, 256).any()
+    assert (out == 1).all()
+    f.sync()
+    print("caught", flush=True)
+    forever()
+"""
+
+
+@pytest.mark.parametrize("depth", [1, 64])
+@pytest.mark.parametrize("backend_name", REAL)
+def test_ctrl_c(tmp_path: Path, backend_name: str, depth: int) -> None:
+    path = tmp_path / "zeros"
+    path.touch()
+    os.truncate(path, 1 << 26)
+    code = textwrap.dedent(LONG_READS)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path), backend_name, str(depth)],
+        env=child.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        said = []
+        for line in process.stdout or ():
+            said.append(line.strip())
+            if line == "reading\n":
+                process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        trouble = process.stderr.read()
+    assert said == ["reading", "caught", "reading"], trouble
+    assert process.returncode == -signal.SIGINT  # as Python ends on a KeyboardInterrupt
+    assert trouble.rstrip().endswith("KeyboardInterrupt")
+
+
+HANDLERS = """
+    import os, signal, sys, threading, numpy as np, iolift
+    path, backend, direct, case = sys.argv[1:]
+    f = iolift.open(path, "r+", backend=backend, direct=direct == "direct", max_io=1 << 14)
+    offsets = np.random.default_rng(1).permutation(1 << 11) * 16384
+    rows = np.zeros((len(offsets), 8192), np.uint8)
+
+    def until(handler, call):
+        # Makes `call` again and again until `handler` has run, in the middle of one hopefully.
+        heard = []
+        def wrapped(*_):
+            heard.append(1)
+            handler()
+        signal.signal(signal.SIGALRM, wrapped)
+        while not heard:
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            call()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    class Special(Exception):
+        pass
+
+    def fails():
+        raise Special("from the handler")
+
+    read = lambda: f.read_ranges(offsets, 8192, out=rows)
+    write = lambda: f.write_ranges(offsets, rows)
+    if case == "raises":
+        for call in read, write, lambda: f.pread(1 << 25, 0):
+            try:
+                until(fails, call)
+                raise AssertionError("nothing was raised")
+            except Special as error:
+                assert str(error) == "from the handler"
+    if case == "uses the file":
+        for call in read, write:
+            until(lambda: f.pread(100, 5), call)
+            until(lambda: f.read_ranges([5, 70_000], 100), call)
+            until(lambda: f.pwrite(bytes(100), 5), call)
+            until(lambda: f.write_ranges(offsets[:10], bytes(81920)), call)
+            until(lambda: f.sync(), call)
+    if case == "moves the position":
+        for call in lambda: f.write(bytes(1 << 22)), lambda: (f.seek(0), f.read(1 << 22)):
+            until(lambda: f.tell(), call)
+            until(lambda: f.read(10), call)
+            until(lambda: f.write(bytes(10)), call)
+            f.seek(0)
+    assert not f.read_ranges(offsets, 8192).any()
+    if case == "closes":
+        for kind in "file", "coalescer":
+            c = iolift.Coalescer(backend=backend)
+            g = c.open(path, "r+")
+            close = (g if kind == "file" else c).close
+            try:
+                until(close, lambda: g.read_ranges(offsets, 8192, out=rows))
+            except ValueError:
+                pass                    # it came between two calls
+            try:
+                g.pread(1, 0)
+                raise AssertionError("not closed")
+            except ValueError:
+                pass
+            c.close()
+    f.close()
+"""
+
+
+@pytest.mark.parametrize("case", ["raises", "uses the file", "moves the position", "closes"])
+@pytest.mark.parametrize("backend_name", REAL)
+def test_a_signal_handler(tmp_path: Path, backend_name: str, case: str) -> None:
+    path = tmp_path / "zeros"
+    path.touch()
+    os.truncate(path, 1 << 25)
+    child.run(HANDLERS, path, backend_name, "buffered", case)
+
+
+@pytest.mark.parametrize("backend_name", REAL)
+def test_a_signal_handler_that_uses_the_same_direct_file(tmp_path: Path, backend_name: str) -> None:
+    path = tmp_path / "zeros"
+    path.touch()
+    os.truncate(path, 1 << 25)
+    try:
+        iolift.open(path, direct=True).close()
+    except OSError as error:
+        pytest.skip(f"no direct I/O here: {error}")
+    child.run(HANDLERS, path, backend_name, "direct", "uses the file")
+
+
+# -------------------------------------------------------------------------------------- leaks
+
+LEAKS = """
+    import gc, os, sys, threading, numpy as np, iolift
+    path, backend = sys.argv[1:]
+    def own():
+        gc.collect()
+        for _ in range(10_000):         # a joined thread is a task for a moment longer
+            if len(own_threads()) == 1:
+                break
+        return len(os.listdir("/proc/self/fd")), len(own_threads()), open_maps()
+    def own_threads():
+        # Not the kernel's own workers of a ring, which it ends when it likes.
+        names = []
+        for task in os.listdir("/proc/self/task"):
+            try:
+                with open(f"/proc/self/task/{task}/comm") as comm:
+                    names.append(comm.read())
+            except OSError:
+                pass
+        return [name for name in names if not name.startswith("iou-")]
+    def open_maps():
+        with open("/proc/self/maps") as maps:
+            return sum("io_uring" in line for line in maps)
+    def use(c):
+        f = c.open(path)
+        f.read_ranges(np.arange(200) << 16, 1 << 15)    # slow enough for helpers
+        threads = [threading.Thread(target=f.read_ranges, args=(range(0, 90_000, 900), 4))
+                   for _ in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        return f
+    def one_round():
+        c = iolift.Coalescer(backend=backend)
+        f, g = use(c), use(c)
+        del f, g, c                                     # dropped
+        c = iolift.Coalescer(backend=backend)
+        f = use(c)
+        del c, f
+        f = iolift.open(path, backend=backend)
+        f.read_ranges(range(0, 90_000, 900), 4)
+        del f
+        with iolift.Coalescer(backend=backend) as c:    # closed, the file kept
+            f = use(c)
+        try:
+            iolift.Coalescer(backend=backend, depth=0)
+        except ValueError:
+            pass
+        c = iolift.Coalescer(backend=backend)           # closed while in use, then dropped
+        f = use(c)
+        t = threading.Thread(target=lambda: swallow(f))
+        t.start()
+        c.close()
+        t.join()
+    def swallow(f):
+        try:
+            while True:
+                f.read_ranges(np.arange(200) << 16, 1 << 15)
+        except ValueError:
+            pass
+    one_round()
+    before = own()
+    for _ in range(8):
+        one_round()
+    print(before == own() or (before, own()))
+"""
+
+
+@pytest.mark.parametrize("backend_name", REAL)
+def test_what_is_dropped_leaves_no_thread_descriptor_or_ring(
+    tmp_path: Path, backend_name: str
+) -> None:
+    path = tmp_path / "zeros"
+    path.touch()
+    os.truncate(path, 200 << 16)
+    assert child.run(LEAKS, path, backend_name) == "True\n"
+
+
+EXIT = """
+    import atexit, sys, threading, numpy as np, iolift
+    path, backend = sys.argv[1:]
+    c = iolift.Coalescer(backend=backend)
+    f = c.open(path, "r+")
+    g = iolift.open(path, backend=backend)
+    f.read_ranges(np.arange(200) << 16, 1 << 15)
+    g.read_ranges(np.arange(200) << 16, 1 << 15)
+    cycle = [f, c]
+    cycle.append(cycle)
+    atexit.register(lambda: f.pwrite(b"at exit", 0))
+    started = threading.Event()
+    def work():
+        while True:
+            f.read_ranges(np.arange(200) << 16, 1 << 15)
+            started.set()
+    threading.Thread(target=work, daemon=True).start()  # still at it when the interpreter ends
+    started.wait()
+"""
+
+
+@pytest.mark.parametrize("backend_name", REAL)
+def test_exit_with_everything_open_is_clean(tmp_path: Path, backend_name: str) -> None:
+    path = tmp_path / "zeros"
+    path.touch()
+    os.truncate(path, 200 << 16)
+    for _ in range(3):
+        assert child.run(EXIT, path, backend_name) == ""
+    assert path.read_bytes()[:7] == b"at exit"
