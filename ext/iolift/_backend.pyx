@@ -51,6 +51,11 @@ cdef class Lane:
         pass
 
 
+cdef enum:
+    # More than so many batches at once are rare; their lanes go when they are done.
+    MAX_IDLE_LANES = 16
+
+
 cdef Lane IN_PLACE = Lane()
 
 
@@ -71,7 +76,7 @@ cdef class Backend:
     cdef void release(self, Lane lane) noexcept:
         if lane is IN_PLACE:
             return
-        if self.closed:
+        if self.closed or len(self.idle_lanes) >= MAX_IDLE_LANES:
             lane.close()
         else:
             self.idle_lanes.append(lane)

@@ -89,7 +89,12 @@ cdef class Batch:
     cdef int own_error          # ... and this is it
     cdef int out_of_memory
     cdef int64_t last_signal_check_ns
-    cdef bint interrupted
+    cdef bint interrupted       # submit no more
+    cdef bint pausing           # submit no more until the signal handlers have run
+    cdef bint locked            # holds target.pages ...
+    cdef bint exclusive         # ... alone
+    cdef uint32_t generation    # of forks, at the start
+    cdef int64_t bytes_out      # in chunks that are under way
     cdef object interrupt       # the exception that a signal handler raised
     cdef bint tracing
     cdef int64_t* trace_items

@@ -24,10 +24,12 @@ from libc.errno cimport EAGAIN, EINTR, EIO
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
-from posix.stat cimport fstat, struct_stat
+from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.stdlib cimport posix_memalign
 
-from ._backend cimport BUSY, MAX_SEGMENTS, QUEUED, READ, WRITE, Answer, Operation
+from ._backend cimport (
+    BUSY, MAX_SEGMENTS, QUEUED, READ, WRITE, Answer, Lane, Operation, fork_generation,
+)
 from ._clip cimport keep_last
 from ._plan cimport ExtentArray, Merger, end_merge, free_extents, merge_block, open_extent
 from ._request cimport Extent, Request, align_down, align_up
@@ -36,10 +38,13 @@ from ._scatter cimport (
 )
 from ._sort cimport ORDER_ELEVATOR, ORDER_FIFO, Order, load_requests, sort_by_index
 from ._system cimport iolift_allocate, iolift_now_ns, iolift_pause_ns, iovec
+from .errors import ForkedError
 
 cdef enum:
     FIRST_PAUSE_NS = 1000
     SIGNAL_CHECK_NS = 30000000
+    # In flight at once, give or take a chunk: what Ctrl-C has to wait for.
+    MAX_BYTES_OUT = 1 << 25
     PAGE = 4096
 
 
@@ -73,7 +78,12 @@ cdef class Batch:
 
     cdef int run(self, const int64_t* lengths, int64_t length, int64_t start) except -1:
         # lengths as in load_requests; start: where the elevator is.
-        if make_plan(self, lengths, length, start) < 0 or make_slots(self) < 0:
+        cdef int status
+        with nogil:
+            status = make_plan(self, lengths, length, start)
+            if status == 0:
+                status = make_slots(self)
+        if status < 0:
             raise MemoryError(f"batch of {self.n} requests")
         if self.slot_count == 0:
             return 0
@@ -82,28 +92,44 @@ cdef class Batch:
         self.lane = self.backend.acquire(self.slot_count == 1 or (
             self.kind == WRITE and self.target.alignment == 1))
         self.tracing = self.trace is not None
-        try:
-            with nogil:
-                self.last_signal_check_ns = iolift_now_ns()
-                lock_pages(self, self.ragged.size > 0)
-                drive_all(self)
-                unlock_pages(self)
-                if self.failure_count and not self.interrupted and not self.lane.failed:
-                    lock_pages(self, True)
-                    split_failures(self)
+        self.generation = fork_generation()
+        with nogil:
+            self.last_signal_check_ns = iolift_now_ns()
+            lock_pages(self, self.ragged.size > 0)
+            drive_all(self)
+            if self.failure_count and not stops(self):
+                if not self.exclusive:
                     unlock_pages(self)
-            export_trace(self)
-            self.lane.raise_pending()
-        finally:
-            lane, self.lane = self.lane, None
-            self.backend.release(lane)
-        if self.is_one and self.own_error:
-            note_error(self, 0, self.own_error)
-        if self.interrupt is not None:
-            raise self.interrupt
-        if self.out_of_memory:
-            raise MemoryError(f"batch of {self.n} requests")
-        return 0
+                    lock_pages(self, True)
+                split_failures(self)
+            unlock_pages(self)
+        return conclude(self)
+
+
+cdef int conclude(Batch self) except -1:
+    # What went wrong with the batch as a whole, the most urgent first.
+    cdef Lane lane = self.lane
+    pending = None
+    self.lane = None
+    if self.generation != fork_generation():
+        # The lane, and what is in flight on it, are the parent's.
+        raise ForkedError("forked in the middle of a call, by a signal handler: in the child, "
+                          "open the file again")
+    try:
+        lane.raise_pending()
+    except BaseException as error:
+        pending = error
+    self.backend.release(lane)
+    export_trace(self)
+    if self.interrupt is not None:
+        raise self.interrupt
+    if pending is not None:
+        raise pending
+    if self.out_of_memory:
+        raise MemoryError(f"batch of {self.n} requests")
+    if self.is_one and self.own_error:
+        note_error(self, 0, self.own_error)
+    return 0
 
 
 # --------------------------------------------------------------------------------------- planning
@@ -222,7 +248,7 @@ cdef int make_slots(Batch self) noexcept nogil:
     self.layout.memory_alignment = self.target.memory_alignment
     self.layout.straight_end = INT64_MAX
     if self.kind == READ and self.target.alignment > 1:
-        if fstat(self.target.descriptor, &status) == 0:
+        if fstat(self.target.descriptor, &status) == 0 and S_ISREG(status.st_mode):
             self.layout.straight_end = align_down(status.st_size, self.target.alignment)
     if self.slots == NULL or self.finished == NULL:
         self.slot_count = 0
@@ -288,7 +314,8 @@ cdef Slot* take_slot(Batch self) noexcept nogil:
         slot = self.again
         self.again = slot.next
         return slot
-    if self.free_slots == NULL or self.interrupted or self.lane.failed or not advance(self):
+    if (self.free_slots == NULL or self.bytes_out >= MAX_BYTES_OUT or self.pausing
+            or stops(self) or not advance(self)):
         return NULL
     slot = self.free_slots
     if furnish(self, slot) < 0:
@@ -300,6 +327,7 @@ cdef Slot* take_slot(Batch self) noexcept nogil:
     next_chunk(self.pieces, &self.rows, &self.cursor_layout, &self.cursor, &slot.chunk)
     if self.kind == WRITE:
         prepare_write(self.pieces, &self.rows, &self.cursor_layout, &slot.chunk)
+    self.bytes_out += slot.chunk.end - slot.chunk.begin
     slot.moved = 0
     slot.refusals = 0
     slot.operation.kind = self.kind
@@ -346,26 +374,33 @@ cdef void drive(Batch self) noexcept nogil:
                 in_flight += 1
             else:
                 complete(self, slot)
-                check_signals(self)
+                check_signals(self, in_flight)
             slot = take_slot(self)
         if in_flight == 0:
             return
         # With more to submit, come back when half is done: the device stays busy meanwhile.
         wanted = in_flight
-        if self.free_slots == NULL and (self.extents_left
-                                        or self.cursor.position < self.cursor.end):
+        if self.extents_left or self.cursor.position < self.cursor.end:
             wanted = (in_flight + 1) // 2
         n = self.lane.reap(self.finished, self.slot_count, wanted, SIGNAL_CHECK_NS)
         in_flight -= n
         for i in range(n):
             complete(self, <Slot*>self.finished[i])
-        check_signals(self)
+        check_signals(self, in_flight)
+        if self.generation != fork_generation():
+            return
 
 
-cdef void check_signals(Batch self) noexcept nogil:
+cdef void check_signals(Batch self, Py_ssize_t in_flight) noexcept nogil:
     cdef int64_t now = iolift_now_ns()
     if now - self.last_signal_check_ns < SIGNAL_CHECK_NS or self.interrupted:
         return
+    if self.locked:
+        # A handler may write to this file: first let go of its pages, with nothing in flight.
+        self.pausing = in_flight > 0
+        if self.pausing:
+            return
+        unlock_pages(self)
     self.last_signal_check_ns = now
     with gil:
         try:
@@ -373,6 +408,15 @@ cdef void check_signals(Batch self) noexcept nogil:
         except BaseException as error:
             self.interrupt = error
             self.interrupted = True
+    if self.generation != fork_generation():
+        # The handler forked, and this is the child: nothing here is ours any more.
+        self.interrupted = True
+    elif self.kind == WRITE and self.target.alignment > 1:
+        lock_pages(self, self.exclusive)
+
+
+cdef inline bint stops(Batch self) noexcept nogil:
+    return self.interrupted or self.lane.failed
 
 
 cdef inline void give_again(Batch self, Slot* slot) noexcept nogil:
@@ -381,6 +425,7 @@ cdef inline void give_again(Batch self, Slot* slot) noexcept nogil:
 
 
 cdef inline void give_back(Batch self, Slot* slot) noexcept nogil:
+    self.bytes_out -= slot.chunk.end - slot.chunk.begin
     slot.next = self.free_slots
     self.free_slots = slot
 
@@ -602,17 +647,20 @@ cdef Py_ssize_t first_reaching(Batch self, int64_t position) noexcept nogil:
 
 # -------------------------------------------------------------------------------- locks and traces
 
-cdef void lock_pages(Batch self, bint ragged) noexcept nogil:
+cdef void lock_pages(Batch self, bint exclusive) noexcept nogil:
     # A direct write must not meet a page that another batch has half written in the page cache.
+    self.exclusive = exclusive
     if self.kind == WRITE and self.target.alignment > 1:
-        if ragged:
+        self.locked = True
+        if exclusive:
             pthread_rwlock_wrlock(self.target.pages)
         else:
             pthread_rwlock_rdlock(self.target.pages)
 
 
 cdef void unlock_pages(Batch self) noexcept nogil:
-    if self.kind == WRITE and self.target.alignment > 1:
+    if self.locked:
+        self.locked = False
         pthread_rwlock_unlock(self.target.pages)
 
 

@@ -419,6 +419,7 @@ cdef int sync_once(FileCore self, Operation* operation) except -1:
                                                or refusals > MAX_REFUSALS):
                 break
             PyErr_CheckSignals()
+            self.coalescer.enter()                  # the handler may have forked
         if operation.result < 0:
             self.poison = <int>-operation.result
         lane.raise_pending()

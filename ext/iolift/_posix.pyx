@@ -121,6 +121,8 @@ cdef void finish(Queue* queue, Operation* operation) noexcept nogil:
 
 
 cdef void call_for_help(Pool* pool) noexcept nogil:
+    if pool.stopping:
+        return
     if pool.idle:
         pthread_cond_signal(&pool.work)
     elif pool.thread_count < pool.max_threads:

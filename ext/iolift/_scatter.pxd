@@ -48,7 +48,7 @@ cdef enum:
     SCRATCH_BYTES = 1 << 16
     BOUNCE_BYTES = 1 << 17
     # One operation: small enough for Ctrl-C to be heard soon, large enough not to matter.
-    MAX_CHUNK_BYTES = 1 << 24
+    MAX_CHUNK_BYTES = 1 << 22
 
 
 cdef inline char* locate(const Rows* rows, const Request* request,

@@ -72,14 +72,15 @@ class File(io.RawIOBase):
     ) -> None:
         super().__init__()
         self._core: FileCore | None = None
+        self._owns_coalescer = False
         self._mode, flags = _parse_mode(mode)
         if coalescer is not None and options:
             raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
         if coalescer is not None and not isinstance(coalescer, Coalescer):
             raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
-        self._owns_coalescer = coalescer is None
         self._coalescer = Coalescer(**options) if coalescer is None else coalescer
-        self._lock = threading.Lock()
+        self._owns_coalescer = coalescer is None
+        self._lock = threading.RLock()         # a signal handler may come in between
         self._position = 0
         try:
             self._core = self._open(path, flags, bool(closefd), bool(direct))
@@ -117,6 +118,11 @@ class File(io.RawIOBase):
             if not isinstance(path, int):
                 os.close(fd)
             raise
+
+    def _at_position(self) -> threading.RLock:
+        # Asked first: in a forked child the lock may be held by a thread that is not there.
+        self._file.flush()
+        return self._lock
 
     @property
     def _file(self) -> FileCore:
@@ -204,7 +210,7 @@ class File(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         """Set the size in bytes, to the position if not given; returns it."""
-        with self._lock:
+        with self._at_position():
             if size is None:
                 size = self._position
             self._file.truncate(size)
@@ -221,21 +227,21 @@ class File(io.RawIOBase):
             if self._core is not None:
                 self._core.close()
         finally:
-            if getattr(self, "_owns_coalescer", False):
+            if self._owns_coalescer:
                 self._coalescer.close()
 
     # --------------------------------------------------------------------------- as an io.RawIOBase
 
     def readinto(self, buffer: Any, /) -> int:
         """Read at the position into a writable buffer; returns the bytes read, 0 at the end."""
-        with self._lock:
+        with self._at_position():
             got = self._file.pread_into(buffer, self._position)
             self._position += got
             return got
 
     def readall(self) -> bytes:
         """Read from the position to the end of the file."""
-        with self._lock:
+        with self._at_position():
             core = self._file
             parts: list[bytes] = []
             while True:
@@ -248,7 +254,7 @@ class File(io.RawIOBase):
 
     def write(self, data: Any, /) -> int:
         """Write all of data at the position (mode "a": at the end); returns its size in bytes."""
-        with self._lock:
+        with self._at_position():
             core = self._file
             position = self._position
             if self._mode.startswith("a"):
@@ -259,7 +265,7 @@ class File(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position; returns it, bytes from the beginning."""
-        with self._lock:
+        with self._at_position():
             core = self._file
             if whence == os.SEEK_SET:
                 position = offset

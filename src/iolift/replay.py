@@ -61,7 +61,7 @@ class Options:
     order: Literal["elevator", "fifo"] = "elevator"
     gap: int = 16384
     max_io: int = MIB
-    depth: int = 64
+    depth: int = 128
     backend: Literal["auto", "uring", "posix"] = "auto"
     direct: bool = False
 
