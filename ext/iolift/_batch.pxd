@@ -3,11 +3,13 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from ._backend cimport Backend, Kind, Lane, Operation
+from ._outcome cimport Failures, Outcome
 from ._plan cimport ExtentArray, Rule
 from ._request cimport Extent, Request
 from ._sort cimport Order
 from ._scatter cimport Chunk, Cursor, Layout, Rows
 from ._system cimport iovec
+from ._trace cimport TraceLog
 
 
 cdef enum:
@@ -22,15 +24,6 @@ cdef struct Slot:
     int64_t moved               # bytes of the chunk that are confirmed
     int refusals                # EAGAIN in a row
     Slot* next                  # in Batch.free or Batch.again
-
-
-cdef struct Failure:
-    # A stretch of the file whose merged I/O failed; each of its requests gets its own answer.
-    int64_t begin
-    int64_t end
-    uint32_t lo
-    uint32_t hi
-    int error
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -58,8 +51,8 @@ cdef class Batch:
     cdef Py_ssize_t n           # requests, in the caller's order
     cdef bint is_one            # the requests are parts of one: it succeeds or fails as a whole
     cdef list trace             # of int64[k, 3], or None
-    # the result: NULL when every request got all it asked for; else by index, bytes or -errno
-    cdef int64_t* outcome
+    # the result
+    cdef Outcome outcome
     # planned
     cdef Request* requests      # by offset (elevator)
     cdef Py_ssize_t request_count
@@ -81,10 +74,7 @@ cdef class Batch:
     cdef Slot* free_slots
     cdef Slot* again            # to be submitted once more
     cdef Operation** finished   # room for slot_count
-    cdef Failure* failures
-    cdef Py_ssize_t failure_count
-    cdef Py_ssize_t failure_room
-    cdef int64_t* reach         # of requests: the highest end so far; made when first needed
+    cdef Failures failures
     cdef bint splitting         # a failure now is the answer of the one request at work
     cdef int own_error          # ... and this is it
     cdef int out_of_memory
@@ -97,8 +87,6 @@ cdef class Batch:
     cdef int64_t bytes_out      # in chunks that are under way
     cdef object interrupt       # the exception that a signal handler raised
     cdef bint tracing
-    cdef int64_t* trace_items
-    cdef Py_ssize_t trace_size
-    cdef Py_ssize_t trace_room
+    cdef TraceLog log
 
     cdef int run(self, const int64_t* lengths, int64_t length, int64_t start) except -1

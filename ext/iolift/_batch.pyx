@@ -17,12 +17,10 @@
                                        +-> failures -> split -> the same way, alone
 """
 
-import numpy as np
-
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, EIO
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.stdlib cimport posix_memalign
@@ -31,6 +29,10 @@ from ._backend cimport (
     BUSY, MAX_SEGMENTS, QUEUED, READ, WRITE, Answer, Lane, Operation, fork_generation,
 )
 from ._clip cimport keep_last
+from ._outcome cimport (
+    Failure, add_failure, free_failures, note_end_of_file, note_error, parts_of_reads,
+    parts_of_writes,
+)
 from ._plan cimport ExtentArray, Merger, end_merge, free_extents, merge_block, open_extent
 from ._request cimport Extent, Request, align_down, align_up
 from ._scatter cimport (
@@ -38,6 +40,7 @@ from ._scatter cimport (
 )
 from ._sort cimport ORDER_ELEVATOR, ORDER_FIFO, Order, load_requests, sort_by_index
 from ._system cimport iolift_allocate, iolift_now_ns, iolift_pause_ns, iovec
+from ._trace cimport add_trace, export_trace
 from .errors import ForkedError
 
 cdef enum:
@@ -71,10 +74,9 @@ cdef class Batch:
         free(self.slots)
         free(self.finished)
         free(self.layout.scratch)
-        free(self.failures)
-        free(self.reach)
-        free(self.outcome)
-        free(self.trace_items)
+        free_failures(&self.failures)
+        free(self.outcome.items)
+        free(self.log.items)
 
     cdef int run(self, const int64_t* lengths, int64_t length, int64_t start) except -1:
         # lengths as in load_requests; start: where the elevator is.
@@ -97,7 +99,7 @@ cdef class Batch:
             self.last_signal_check_ns = iolift_now_ns()
             lock_pages(self, self.ragged.size > 0)
             drive_all(self)
-            if self.failure_count and not stops(self):
+            if self.failures.size and not stops(self):
                 if not self.exclusive:
                     unlock_pages(self)
                     lock_pages(self, True)
@@ -120,15 +122,16 @@ cdef int conclude(Batch self) except -1:
     except BaseException as error:
         pending = error
     self.backend.release(lane)
-    export_trace(self)
+    if self.tracing:
+        self.trace.append(export_trace(&self.log))
     if self.interrupt is not None:
         raise self.interrupt
     if pending is not None:
         raise pending
-    if self.out_of_memory:
+    if self.out_of_memory or self.outcome.out_of_memory:
         raise MemoryError(f"batch of {self.n} requests")
     if self.is_one and self.own_error:
-        note_error(self, 0, self.own_error)
+        note_error(&self.outcome, 0, self.own_error)
     return 0
 
 
@@ -140,6 +143,7 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
     cdef int status
     # Overlapping writes are clipped in the order of offsets, whatever order they go in later.
     cdef Order order = self.order if self.kind == READ else ORDER_ELEVATOR
+    self.outcome.n = self.n
     memset(&merger, 0, sizeof(merger))
     merger.rule = self.rule
     merger.start = start if self.order == ORDER_ELEVATOR else 0
@@ -335,8 +339,9 @@ cdef Slot* take_slot(Batch self) noexcept nogil:
     slot.operation.offset = slot.chunk.begin
     slot.operation.segments = slot.chunk.segments
     slot.operation.segment_count = slot.chunk.segment_count
-    if self.tracing:
-        note_trace(self, slot)
+    if self.tracing and add_trace(&self.log, self.kind, slot.chunk.begin,
+                                  slot.chunk.end - slot.chunk.begin) < 0:
+        self.out_of_memory = 1
     return slot
 
 
@@ -344,7 +349,7 @@ cdef void drive_all(Batch self) noexcept nogil:
     cdef ExtentArray whole = self.extents
     self.cursor_is_ragged = False
     drive(self)
-    if self.ragged.size:
+    if self.ragged.size and not (self.is_one and self.own_error):
         self.extents = self.ragged
         self.cursor_is_ragged = True
         self.next_extent = 0
@@ -460,7 +465,7 @@ cdef void complete(Batch self, Slot* slot) noexcept nogil:
     if result < 0:
         note_failure(self, &slot.chunk, here, <int>-result)
     elif here < slot.chunk.end:
-        note_end_of_file(self, &slot.chunk, here)
+        note_end_of_file(&self.outcome, self.pieces, &self.rows, &slot.chunk, here)
     give_back(self, slot)
 
 
@@ -481,63 +486,15 @@ cdef void skip_segments(Slot* slot, int64_t moved) noexcept nogil:
     slot.operation.segments = segments
 
 
-# --------------------------------------------------------------------------------------- outcomes
-
-cdef int need_outcome(Batch self) noexcept nogil:
-    # Only a batch in which something went wrong pays for one.
-    cdef Py_ssize_t i
-    if self.outcome == NULL:
-        self.outcome = <int64_t*>malloc(self.n * sizeof(int64_t))
-        if self.outcome == NULL:
-            self.out_of_memory = 1
-            return -1
-        for i in range(self.n):
-            self.outcome[i] = INT64_MAX
-    return 0
-
-
-cdef void note_end_of_file(Batch self, const Chunk* chunk, int64_t end_of_file) noexcept nogil:
-    cdef uint32_t i
-    cdef const Request* request
-    cdef int64_t got
-    if need_outcome(self) < 0:
-        return
-    for i in range(chunk.lo, chunk.hi):
-        request = &self.pieces[i]
-        if request.offset >= chunk.end:
-            break
-        if request.end > end_of_file:
-            # Not from request.offset: it may be a part of what was asked.
-            got = max(<int64_t>0, end_of_file - self.rows.offsets[request.index])
-            if got < self.outcome[request.index]:
-                self.outcome[request.index] = got
-
-
 cdef void note_failure(Batch self, const Chunk* chunk, int64_t begin, int error) noexcept nogil:
-    cdef Py_ssize_t room
-    cdef Failure* failures
     if self.splitting or self.is_one:
         # One request is at work: the error is its own, and it ends there.
         if self.own_error == 0:
             self.own_error = error
         self.extents_left = 0
         self.cursor.position = self.cursor.end
-        return
-    if self.failure_count == self.failure_room:
-        room = max(16, 2 * self.failure_room)
-        failures = <Failure*>realloc(self.failures, room * sizeof(Failure))
-        if failures == NULL:
-            self.out_of_memory = 1
-            return
-        self.failures = failures
-        self.failure_room = room
-    self.failures[self.failure_count] = Failure(begin, chunk.end, chunk.lo, chunk.hi, error)
-    self.failure_count += 1
-
-
-cdef void note_error(Batch self, int64_t index, int error) noexcept nogil:
-    if need_outcome(self) == 0 and self.outcome[index] >= 0:
-        self.outcome[index] = -error
+    elif add_failure(&self.failures, Failure(begin, chunk.end, chunk.lo, chunk.hi, error)) < 0:
+        self.out_of_memory = 1
 
 
 # -------------------------------------------------------------------------------------- splitting
@@ -547,17 +504,21 @@ cdef void split_failures(Batch self) noexcept nogil:
     cdef Request* pieces = self.pieces
     cdef ExtentArray extents = self.extents
     cdef Request* parts
-    cdef Py_ssize_t i, k, count
+    cdef Py_ssize_t i, k, count = 0
     self.splitting = True
     memset(&self.extents, 0, sizeof(ExtentArray))
-    for k in range(self.failure_count):
-        count = 0
-        parts = find_parts(self, &self.failures[k], pieces, &count)
+    for k in range(self.failures.size):
+        if self.kind == WRITE:
+            # All that were asked, also those that younger ones cover: one by one, they would have
+            # been written first.
+            parts = parts_of_writes(&self.failures, k, self.requests, self.request_count, &count)
+        else:
+            parts = parts_of_reads(&self.failures, k, pieces, &count)
         if parts == NULL:
             self.out_of_memory = 1
             break
-        if count == 1 and fills(self, &parts[0], &self.failures[k]):
-            note_error(self, parts[0].index, self.failures[k].error)
+        if count == 1 and fills(self, &parts[0], &self.failures.items[k]):
+            note_error(&self.outcome, parts[0].index, self.failures.items[k].error)
         else:
             for i in range(count):
                 if not self.interrupted:
@@ -594,58 +555,10 @@ cdef void do_alone(Batch self, Request* part) noexcept nogil:
     self.extents_left = self.extents.size
     drive_all(self)
     if self.own_error:
-        note_error(self, part.index, self.own_error)
+        note_error(&self.outcome, part.index, self.own_error)
 
 
-cdef Request* find_parts(Batch self, const Failure* failure, const Request* pieces,
-                         Py_ssize_t* count) noexcept nogil:
-    # The requests that have bytes in the stretch, cut to it. For writes these are all that were
-    # asked, also those that younger ones cover: one by one, they would have been written first.
-    cdef Py_ssize_t i, lo = failure.lo, hi = failure.hi, room = 0
-    cdef const Request* source = pieces
-    cdef Request* parts
-    if self.kind == WRITE:
-        source = self.requests
-        hi = self.request_count
-        lo = first_reaching(self, failure.begin)
-        if lo < 0:
-            return NULL
-    for i in range(lo, hi):
-        if source[i].offset >= failure.end:
-            break
-        room += 1
-    parts = <Request*>malloc(max(1, room) * sizeof(Request))
-    if parts == NULL:
-        return NULL
-    for i in range(lo, lo + room):
-        if source[i].end > failure.begin:
-            parts[count[0]] = Request(max(source[i].offset, failure.begin),
-                                      min(source[i].end, failure.end), source[i].index)
-            count[0] += 1
-    if self.kind == WRITE:
-        sort_by_index(parts, count[0])
-    return parts
-
-
-cdef Py_ssize_t first_reaching(Batch self, int64_t position) noexcept nogil:
-    # The first of the requests, by offset, after which some request ends past `position`.
-    cdef Py_ssize_t lo = 0, hi = self.request_count, middle, i
-    if self.reach == NULL:
-        self.reach = <int64_t*>malloc(max(1, hi) * sizeof(int64_t))
-        if self.reach == NULL:
-            return -1
-        for i in range(hi):
-            self.reach[i] = max(self.requests[i].end, self.reach[i - 1] if i else 0)
-    while lo < hi:
-        middle = (lo + hi) // 2
-        if self.reach[middle] > position:
-            hi = middle
-        else:
-            lo = middle + 1
-    return lo
-
-
-# -------------------------------------------------------------------------------- locks and traces
+# ------------------------------------------------------------------------------------------ locks
 
 cdef void lock_pages(Batch self, bint exclusive) noexcept nogil:
     # A direct write must not meet a page that another batch has half written in the page cache.
@@ -662,26 +575,3 @@ cdef void unlock_pages(Batch self) noexcept nogil:
     if self.locked:
         self.locked = False
         pthread_rwlock_unlock(self.target.pages)
-
-
-cdef void note_trace(Batch self, const Slot* slot) noexcept nogil:
-    cdef Py_ssize_t room
-    cdef int64_t* items
-    if self.trace_size + 3 > self.trace_room:
-        room = max(192, 2 * self.trace_room)
-        items = <int64_t*>realloc(self.trace_items, room * sizeof(int64_t))
-        if items == NULL:
-            self.out_of_memory = 1
-            return
-        self.trace_items = items
-        self.trace_room = room
-    self.trace_items[self.trace_size] = self.kind
-    self.trace_items[self.trace_size + 1] = slot.chunk.begin
-    self.trace_items[self.trace_size + 2] = slot.chunk.end - slot.chunk.begin
-    self.trace_size += 3
-
-
-cdef int export_trace(Batch self) except -1:
-    if self.trace_size:
-        self.trace.append(np.array(<int64_t[:self.trace_size // 3, :3]>self.trace_items))
-    return 0

@@ -1,10 +1,8 @@
-# The Python-facing core: a Coalescer and the files that are open on it.
+# What open files share: options and backend.
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 
-from ._arguments cimport Ranges
-from ._backend cimport Backend, Kind
-from ._batch cimport Batch, Target
+from ._backend cimport Backend
 from ._plan cimport Rule
 from ._sort cimport Order
 
@@ -19,19 +17,3 @@ cdef class Coalescer:
     cdef object trace               # list of int64[k, 3], or None
     cdef readonly str order
     cdef int enter(self) except -1
-
-
-cdef class FileCore:
-    cdef readonly Coalescer coalescer
-    cdef readonly object name
-    cdef readonly bint readable, writable, direct
-    cdef bint is_closed
-    cdef bint owns_descriptor
-    cdef Py_ssize_t active          # calls under way; the last one out closes the descriptor
-    cdef Target target
-    cdef int64_t arm                # where the last batch ended: the elevator goes on from here
-    cdef int poison                 # the errno of a failed sync, for good
-    cdef object __weakref__
-    cdef int enter(self, Kind kind) except -1
-    cdef int leave(self) except -1
-    cdef Batch batch(self, Kind kind, Py_ssize_t n)

@@ -104,8 +104,8 @@ cdef int merge_block(Merger* merger, const Request* requests, Py_ssize_t n, int6
         begin = align_down(requests[i].offset, rule.alignment)
         end = align_up(requests[i].end, rule.alignment)
         # Back to before the last one: only in fifo order.
-        if current < 0 or requests[i].offset < previous or (begin > extent.end
-                                               and begin - extent.end > rule.gap):
+        if (current < 0 or requests[i].offset < previous
+                or (begin > extent.end and begin - extent.end > rule.gap)):
             close_run(merger, merger.seen + i)
             if add_extent(merger, begin, end, merger.seen + i, False) < 0:
                 return -1

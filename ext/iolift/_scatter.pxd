@@ -19,8 +19,9 @@ cdef struct Layout:
     # What a chunk must look like. Shared by all chunks of a batch.
     int64_t alignment           # of file offsets: 1, or what O_DIRECT asks
     int64_t memory_alignment    # of addresses: 1, or what O_DIRECT asks
-    int64_t straight_end        # where the file's last whole block ends: a direct read would
-                                # fill the rest of the row's block with zeros
+    # Where the file's last whole block ends: past it, a direct read would fill the rest of a
+    # row's block with zeros.
+    int64_t straight_end
     char* scratch               # SCRATCH_BYTES that holes are read into (buffered files)
 
 

@@ -17,7 +17,8 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ._coalescer import Coalescer, FileCore
+from ._coalescer import Coalescer
+from ._filecore import FileCore
 from .errors import ForkedError
 
 if TYPE_CHECKING:
