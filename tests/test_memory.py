@@ -20,6 +20,10 @@ import iolift
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.skipif(
+    "IOLIFT_SANITIZED" in os.environ, reason="the sanitizer's own memory can't be told from ours"
+)
+
 REQUESTS = 300_000
 PER_REQUEST = 96
 FIXED = 8 << 20

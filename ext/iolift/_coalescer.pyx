@@ -61,7 +61,11 @@ cdef class Coalescer:
     Safe to use from any thread; a forked child gets ForkedError.
     """
 
-    def __cinit__(self, *, backend="auto", order="elevator", gap=0, max_io=1 << 20, depth=128):
+    def __cinit__(self, *, backend="auto", order="elevator", gap=0, max_io=1 << 20, depth=128,
+                  **unknown):
+        if unknown:
+            raise TypeError(f"{sorted(unknown)} are no options of a Coalescer: these are backend, "
+                            f"order, gap, max_io and depth")
         self.generation = fork_generation()
         self.parsed_order = parse_order(order)
         self.order = order
