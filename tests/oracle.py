@@ -173,7 +173,7 @@ class FileOracle:
         self.bad = list(bad)
 
     def _touch(self, n: int, offset: int) -> None:
-        if any(a < offset + n and offset < b for a, b in self.bad):
+        if n and any(a < offset + n and offset < b for a, b in self.bad):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def pread(self, n: int, offset: int) -> bytes:

@@ -464,3 +464,53 @@ def test_exit_with_everything_open_is_clean(tmp_path: Path, backend_name: str) -
     for _ in range(3):
         assert child.run(EXIT, path, backend_name) == ""
     assert path.read_bytes()[:7] == b"at exit"
+
+
+HANDLER_FORKS_AND_LEAVES = """
+    import os, signal, sys, numpy as np, iolift
+    path, backend = sys.argv[1:]
+    f = iolift.open(path, backend=backend)
+    offsets = np.arange(0, 1 << 26, 256)
+    out = np.empty((len(offsets), 128), np.uint8)
+    children = []
+
+    def handler(*_):
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(3)
+        children.append(pid)
+
+    signal.signal(signal.SIGALRM, handler)
+    while not children:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        f.read_ranges(offsets, 128, out=out)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert set(statuses) == {3}, statuses
+"""
+
+
+@pytest.mark.parametrize("backend_name", REAL)
+def test_what_a_handler_raises_in_a_forked_child_is_raised(
+    tmp_path: Path, backend_name: str
+) -> None:
+    path = tmp_path / "zeros"
+    path.touch()
+    os.truncate(path, 1 << 26)
+    child.run(HANDLER_FORKS_AND_LEAVES, path, backend_name)
+
+
+SMALL_STACK = """
+    import sys, threading, numpy as np, iolift
+    offsets = np.random.default_rng(1).integers(0, 1 << 40, 20_000)
+    threading.stack_size(64 << 10)
+    plans = []
+    thread = threading.Thread(target=lambda: plans.append(iolift.plan(offsets, 4096)))
+    thread.start()
+    thread.join()
+    assert plans[0].bytes_asked == 4096 * len(offsets)
+"""
+
+
+def test_a_small_stack_is_enough() -> None:
+    child.run(SMALL_STACK)

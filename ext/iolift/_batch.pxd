@@ -37,7 +37,7 @@ cdef struct Target:
     int buffered_descriptor     # the same file without O_DIRECT; == descriptor if not direct
     int64_t alignment
     int64_t memory_alignment
-    pthread_rwlock_t* pages     # see Batch.lock_pages; unused unless direct
+    pthread_rwlock_t* pages     # see lock_pages; NULL unless direct and ours to lock
 
 
 cdef class Batch:

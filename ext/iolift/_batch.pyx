@@ -113,8 +113,10 @@ cdef int conclude(Batch self) except -1:
     cdef Lane lane = self.lane
     pending = None
     self.lane = None
-    if self.generation != fork_generation():
+    if is_forked(self):
         # The lane, and what is in flight on it, are the parent's.
+        if self.interrupt is not None:
+            raise self.interrupt
         raise ForkedError("forked in the middle of a call, by a signal handler: in the child, "
                           "open the file again")
     try:
@@ -124,14 +126,14 @@ cdef int conclude(Batch self) except -1:
     self.backend.release(lane)
     if self.tracing:
         self.trace.append(export_trace(&self.log))
+    if self.is_one and self.own_error:
+        note_error(&self.outcome, 0, self.own_error)
     if self.interrupt is not None:
         raise self.interrupt
     if pending is not None:
         raise pending
     if self.out_of_memory or self.outcome.out_of_memory:
         raise MemoryError(f"batch of {self.n} requests")
-    if self.is_one and self.own_error:
-        note_error(&self.outcome, 0, self.own_error)
     return 0
 
 
@@ -314,6 +316,8 @@ cdef void aim(Batch self, const Extent* extent) noexcept nogil:
 cdef Slot* take_slot(Batch self) noexcept nogil:
     # The next operation to submit, NULL when there is none (now).
     cdef Slot* slot
+    if is_forked(self):
+        return NULL
     if self.again != NULL:
         slot = self.again
         self.again = slot.next
@@ -349,7 +353,7 @@ cdef void drive_all(Batch self) noexcept nogil:
     cdef ExtentArray whole = self.extents
     self.cursor_is_ragged = False
     drive(self)
-    if self.ragged.size and not (self.is_one and self.own_error):
+    if self.ragged.size and not stops(self) and not (self.is_one and self.own_error):
         self.extents = self.ragged
         self.cursor_is_ragged = True
         self.next_extent = 0
@@ -381,7 +385,7 @@ cdef void drive(Batch self) noexcept nogil:
                 complete(self, slot)
                 check_signals(self, in_flight)
             slot = take_slot(self)
-        if in_flight == 0:
+        if in_flight == 0 or is_forked(self):
             return
         # With more to submit, come back when half is done: the device stays busy meanwhile.
         wanted = in_flight
@@ -392,8 +396,6 @@ cdef void drive(Batch self) noexcept nogil:
         for i in range(n):
             complete(self, <Slot*>self.finished[i])
         check_signals(self, in_flight)
-        if self.generation != fork_generation():
-            return
 
 
 cdef void check_signals(Batch self, Py_ssize_t in_flight) noexcept nogil:
@@ -413,15 +415,16 @@ cdef void check_signals(Batch self, Py_ssize_t in_flight) noexcept nogil:
         except BaseException as error:
             self.interrupt = error
             self.interrupted = True
-    if self.generation != fork_generation():
-        # The handler forked, and this is the child: nothing here is ours any more.
-        self.interrupted = True
-    elif self.kind == WRITE and self.target.alignment > 1:
+    if not is_forked(self):
         lock_pages(self, self.exclusive)
 
 
+cdef inline bint is_forked(Batch self) noexcept nogil:
+    return self.generation != fork_generation()
+
+
 cdef inline bint stops(Batch self) noexcept nogil:
-    return self.interrupted or self.lane.failed
+    return self.interrupted or self.lane.failed or is_forked(self)
 
 
 cdef inline void give_again(Batch self, Slot* slot) noexcept nogil:
@@ -562,8 +565,9 @@ cdef void do_alone(Batch self, Request* part) noexcept nogil:
 
 cdef void lock_pages(Batch self, bint exclusive) noexcept nogil:
     # A direct write must not meet a page that another batch has half written in the page cache.
+    # There is no lock with a hosted backend: it may run handlers, or anything, in the middle.
     self.exclusive = exclusive
-    if self.kind == WRITE and self.target.alignment > 1:
+    if self.kind == WRITE and self.target.pages != NULL:
         self.locked = True
         if exclusive:
             pthread_rwlock_wrlock(self.target.pages)

@@ -120,6 +120,8 @@ cdef class FileCore:
         batch.order = self.coalescer.parsed_order
         batch.rule = self.coalescer.rule
         batch.target = self.target
+        if self.coalescer.io.name == "hosted":
+            batch.target.pages = NULL
         batch.trace = self.coalescer.trace
         batch.n = n
         return batch

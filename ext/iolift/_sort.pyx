@@ -91,12 +91,16 @@ cdef void sort_by_index(Request* requests, Py_ssize_t n) noexcept nogil:
     comparison_sort(requests, n, is_older)
 
 
-cdef int radix_sort(uint64_t** words, uint64_t** spare, Py_ssize_t n, int low_bit,
-                    int high_bit) noexcept nogil:
+cdef inline int choose_digit(Py_ssize_t n) noexcept nogil:
+    return DIGIT_BITS if n >= DIGIT_THRESHOLD else DIGIT_BITS_SMALL
+
+
+cdef int radix_sort(uint64_t** words, uint64_t** spare, uint32_t* counts, Py_ssize_t n,
+                    int low_bit, int high_bit) noexcept nogil:
     # Sorts by bits [low_bit, high_bit), stable. The result is in *words; both may be swapped.
-    cdef int digit_bits = DIGIT_BITS if n >= DIGIT_THRESHOLD else DIGIT_BITS_SMALL
+    # counts: room for MAX_PASSES << choose_digit(n) or more, not on the stack, which may be small.
+    cdef int digit_bits = choose_digit(n), row_bits = digit_bits
     cdef int passes = (high_bit - low_bit + digit_bits - 1) // digit_bits
-    cdef uint32_t[MAX_PASSES][1 << DIGIT_BITS] counts
     cdef uint32_t total, here
     cdef uint32_t* places
     cdef uint64_t mask, word
@@ -108,21 +112,20 @@ cdef int radix_sort(uint64_t** words, uint64_t** spare, Py_ssize_t n, int low_bi
         return 0
     digit_bits = (high_bit - low_bit + passes - 1) // passes
     mask = (<uint64_t>1 << digit_bits) - 1
-    for p in range(passes):
-        memset(counts[p], 0, sizeof(uint32_t) << digit_bits)
+    memset(counts, 0, (sizeof(uint32_t) * passes) << row_bits)
     for i in range(n):
         word = source[i] >> low_bit
         for p in range(passes):
-            counts[p][word & mask] += 1
+            counts[(<uint64_t>p << row_bits) + (word & mask)] += 1
             word >>= digit_bits
     for p in range(passes):
         total = 0
+        places = counts + (<Py_ssize_t>p << row_bits)
         for i in range(<Py_ssize_t>mask + 1):
-            here = counts[p][i]
-            counts[p][i] = total
+            here = places[i]
+            places[i] = total
             total += here
         shift = low_bit + p * digit_bits
-        places = counts[p]
         for i in range(n):
             word = source[i]
             here = <uint32_t>((word >> shift) & mask)
@@ -191,7 +194,8 @@ cdef int sort_words(Words* words, const int64_t* offsets, const int64_t* lengths
     cdef uint64_t* spare
     cdef Py_ssize_t i, live = 0
     words.packing = packing
-    words.memory = <uint64_t*>iolift_allocate(2 * n * sizeof(uint64_t))
+    words.memory = <uint64_t*>iolift_allocate(
+        2 * n * sizeof(uint64_t) + ((sizeof(uint32_t) * MAX_PASSES) << choose_digit(n)))
     if words.memory == NULL:
         return -1
     words.items = words.memory
@@ -201,7 +205,7 @@ cdef int sort_words(Words* words, const int64_t* offsets, const int64_t* lengths
             <uint64_t>(offsets[i] - packing.base) >> packing.shift << packing.index_bits)
         live += lengths == NULL or lengths[i] != 0
     words.size = live
-    radix_sort(&words.items, &spare, live, packing.index_bits,
+    radix_sort(&words.items, &spare, <uint32_t*>(words.memory + 2 * n), live, packing.index_bits,
                packing.index_bits + packing.key_bits)
     return 0
 
