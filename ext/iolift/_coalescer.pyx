@@ -50,7 +50,7 @@ cdef class Coalescer:
     """Merges and sorts the requests of the files that are open on it, and moves them in batches.
 
     backend: "auto" (io_uring where it works, else preadv/pwritev threads), "uring", "posix", or
-    an object with `submit` and `reap` (see the documentation of embedding). The environment
+    an object with `submit` and `reap` (help("iolift._hosted") says how). The environment
     variable IOLIFT_BACKEND takes the place of "auto".
     order: "elevator" (ascending from where the last batch ended, wrapping once) or "fifo".
     gap: the widest hole, in bytes, that a read goes through rather than around.
