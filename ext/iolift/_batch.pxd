@@ -49,6 +49,8 @@ cdef class Batch:
     cdef Target target
     cdef Rows rows
     cdef Py_ssize_t n           # requests, in the caller's order
+    cdef double max_waste       # bytes read for gaps, at most, a byte asked
+    cdef bint deaf              # signals are not for this thread to hear, or to stop for
     cdef bint is_one            # the requests are parts of one: it succeeds or fails as a whole
     cdef list trace             # of int64[k, 3], or None
     # the result
@@ -89,4 +91,9 @@ cdef class Batch:
     cdef bint tracing
     cdef TraceLog log
 
+    # `run` is the three in a row. A batch that is prepared may be executed in any thread; whoever
+    # concludes it learns what went wrong with the batch as a whole.
     cdef int run(self, const int64_t* lengths, int64_t length, int64_t start) except -1
+    cdef bint prepare(self, const int64_t* lengths, int64_t length, int64_t start) except -1
+    cdef void execute(self) noexcept nogil
+    cdef int conclude(self) except -1

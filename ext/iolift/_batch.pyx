@@ -19,6 +19,7 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, EIO
+from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -41,6 +42,7 @@ from ._scatter cimport (
 from ._sort cimport ORDER_ELEVATOR, ORDER_FIFO, Order, load_requests, sort_by_index
 from ._system cimport iolift_allocate, iolift_now_ns, iolift_pause_ns, iovec
 from ._trace cimport add_trace, export_trace
+from ._waste cimport affordable_gap
 from .errors import ForkedError
 
 cdef enum:
@@ -60,6 +62,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef class Batch:
     def __cinit__(self):
         self.trace = None
+        self.max_waste = INFINITY
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -79,7 +82,13 @@ cdef class Batch:
         free(self.log.items)
 
     cdef int run(self, const int64_t* lengths, int64_t length, int64_t start) except -1:
-        # lengths as in load_requests; start: where the elevator is.
+        if self.prepare(lengths, length, start):
+            with nogil:
+                self.execute()
+        return self.conclude()
+
+    cdef bint prepare(self, const int64_t* lengths, int64_t length, int64_t start) except -1:
+        # lengths as in load_requests; start: where the elevator is. False: nothing is to be moved.
         cdef int status
         with nogil:
             status = make_plan(self, lengths, length, start)
@@ -87,29 +96,33 @@ cdef class Batch:
                 status = make_slots(self)
         if status < 0:
             raise MemoryError(f"batch of {self.n} requests")
+        self.generation = fork_generation()
         if self.slot_count == 0:
-            return 0
+            return False
         # Writes to the page cache exclude each other within a file: to hand them to other threads,
         # the kernel's or ours, only costs.
         self.lane = self.backend.acquire(self.slot_count == 1 or (
             self.kind == WRITE and self.target.alignment == 1))
         self.tracing = self.trace is not None
-        self.generation = fork_generation()
-        with nogil:
-            self.last_signal_check_ns = iolift_now_ns()
-            lock_pages(self, self.ragged.size > 0)
-            drive_all(self)
-            if self.failures.size and not stops(self):
-                if not self.exclusive:
-                    unlock_pages(self)
-                    lock_pages(self, True)
-                split_failures(self)
-            unlock_pages(self)
-        return conclude(self)
+        return True
+
+    cdef void execute(self) noexcept nogil:
+        self.last_signal_check_ns = iolift_now_ns()
+        lock_pages(self, self.ragged.size > 0)
+        drive_all(self)
+        if self.failures.size and not stops(self):
+            if not self.exclusive:
+                unlock_pages(self)
+                lock_pages(self, True)
+            split_failures(self)
+        unlock_pages(self)
+
+    cdef int conclude(self) except -1:
+        return 0 if self.lane is None else raise_what_went_wrong(self)
 
 
-cdef int conclude(Batch self) except -1:
-    # What went wrong with the batch as a whole, the most urgent first.
+cdef int raise_what_went_wrong(Batch self) except -1:
+    # ... with the batch as a whole, the most urgent first.
     cdef Lane lane = self.lane
     pending = None
     self.lane = None
@@ -171,6 +184,11 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
             sort_by_index(self.pieces, self.piece_count)
     else:
         merger.rule.alignment = self.target.alignment
+        merger.rule.gap = affordable_gap(self.requests, self.request_count, &merger.rule,
+                                         self.max_waste)
+        if merger.rule.gap < 0:
+            return -1
+        self.rule.gap = merger.rule.gap
     status = merge_block(&merger, self.pieces, self.piece_count, NULL, NULL)
     end_merge(&merger)
     self.extents = merger.extents
@@ -400,7 +418,7 @@ cdef void drive(Batch self) noexcept nogil:
 
 cdef void check_signals(Batch self, Py_ssize_t in_flight) noexcept nogil:
     cdef int64_t now = iolift_now_ns()
-    if now - self.last_signal_check_ns < SIGNAL_CHECK_NS or self.interrupted:
+    if self.deaf or now - self.last_signal_check_ns < SIGNAL_CHECK_NS or self.interrupted:
         return
     if self.locked:
         # A handler may write to this file: first let go of its pages, with nothing in flight.
