@@ -1,0 +1,53 @@
+# The threads that move batches nobody stands waiting for, and the one clock of the hold.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t
+
+from ._posix cimport pthread_cond_t, pthread_mutex_t
+
+
+cdef class Job:
+    # Something to do without the GIL, then to finish with it. Owned by the queue until a driver
+    # has it.
+    cdef PyObject* next         # in the queue; borrowed from it
+    cdef void execute(self) noexcept nogil
+    cdef void finish(self) noexcept
+
+
+cdef class Timed:
+    # Who is told when the time has come. The drivers hold it weakly: they must not keep it alive.
+    cdef object __weakref__
+    cdef void on_time(self) noexcept
+
+
+cdef struct Roster:
+    # Guarded by its mutex, which is never held while waiting for the GIL.
+    pthread_mutex_t mutex
+    pthread_cond_t work
+    PyObject* first             # Jobs, each a reference that the list owns; the oldest first
+    PyObject* last
+    Py_ssize_t queued
+    int live                    # threads that run
+    int idle                    # ... and sleep on `work`
+    int64_t wake_at             # on_time is due then; INT64_MAX: never
+    bint keeper                 # one of the idle is awake for wake_at
+    bint stopping
+    # Whoever waits for something to land sleeps here until `landings` changes.
+    pthread_cond_t landed
+    uint32_t landings
+    int waiting
+
+
+cdef class Drivers:
+    cdef Roster* roster
+    cdef object timed               # weakref
+    cdef set idents                 # of the threads
+    cdef uint32_t generation        # of forks
+    cdef int max_threads
+    cdef bint push(self, Job job) except -1
+    cdef bint call_at(self, int64_t when_ns) except -1
+    cdef bint is_driver(self)
+    cdef uint32_t landings(self) noexcept
+    cdef void land(self) noexcept
+    cdef int wait_for_landing(self, uint32_t seen, int64_t until_ns) except -1
+    cdef int stop(self) except -1

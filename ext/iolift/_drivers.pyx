@@ -1,0 +1,261 @@
+"""Drivers: a few threads that execute batches without the GIL, and keep the time of the hold.
+
+1. Threads start when there is more to do than idle ones can take, up to max_threads, and sleep
+   without a timeout when there is nothing: an idle coalescer never wakes up.
+2. One sleeper at most watches the clock, and only while wake_at says that something is held.
+3. A job is executed once, then finished once, by the same thread; jobs begin in the order of push.
+4. The mutex guards the roster. Whoever holds it never waits for the GIL, so it may be taken with
+   the GIL held.
+5. Where no thread can be had (interpreter exit, limits) push says so, and the caller does the job.
+"""
+
+import threading
+import weakref
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport ETIMEDOUT
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+
+from ._backend cimport fork_generation
+from ._posix cimport pthread_cond_t, pthread_mutex_t
+from ._system cimport iolift_now_ns
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t*, void*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+    int pthread_mutex_destroy(pthread_mutex_t*)
+    int pthread_condattr_init(pthread_condattr_t*)
+    int pthread_condattr_setclock(pthread_condattr_t*, int)
+    int pthread_condattr_destroy(pthread_condattr_t*)
+    int pthread_cond_init(pthread_cond_t*, pthread_condattr_t*)
+    int pthread_cond_wait(pthread_cond_t*, pthread_mutex_t*)
+    int pthread_cond_timedwait(pthread_cond_t*, pthread_mutex_t*, const timespec*)
+    int pthread_cond_signal(pthread_cond_t*)
+    int pthread_cond_broadcast(pthread_cond_t*)
+    int pthread_cond_destroy(pthread_cond_t*)
+
+
+cdef class Job:
+    cdef void execute(self) noexcept nogil:
+        pass
+
+    cdef void finish(self) noexcept:
+        pass
+
+
+cdef class Timed:
+    cdef void on_time(self) noexcept:
+        pass
+
+
+cdef enum Order:
+    STOP
+    EXECUTE
+    TIME
+
+
+cdef inline int wait_until(pthread_cond_t* condition, pthread_mutex_t* mutex,
+                           int64_t when_ns) noexcept nogil:
+    cdef timespec until
+    if when_ns == INT64_MAX:
+        return pthread_cond_wait(condition, mutex)
+    until.tv_sec = when_ns // 1000000000
+    until.tv_nsec = when_ns % 1000000000
+    return pthread_cond_timedwait(condition, mutex, &until)
+
+
+cdef Order next_order(Roster* roster, PyObject** job) noexcept nogil:
+    # Sleeps until there is something to do. Of several idle threads one keeps the time.
+    cdef Order order = STOP
+    cdef bint keeps
+    pthread_mutex_lock(&roster.mutex)
+    while not roster.stopping:
+        if roster.first != NULL:
+            job[0] = roster.first
+            roster.first = (<Job>roster.first).next
+            roster.queued -= 1
+            order = EXECUTE
+            break
+        if roster.wake_at != INT64_MAX and iolift_now_ns() >= roster.wake_at:
+            roster.wake_at = INT64_MAX
+            order = TIME
+            break
+        keeps = not roster.keeper and roster.wake_at != INT64_MAX
+        if keeps:
+            roster.keeper = True
+        roster.idle += 1
+        wait_until(&roster.work, &roster.mutex, roster.wake_at if keeps else INT64_MAX)
+        roster.idle -= 1
+        if keeps:
+            roster.keeper = False
+    if order == EXECUTE and roster.wake_at != INT64_MAX and not roster.keeper and roster.idle:
+        pthread_cond_signal(&roster.work)       # this one kept the time; another one must now
+    pthread_mutex_unlock(&roster.mutex)
+    return order
+
+
+cdef class Drivers:
+    def __cinit__(self, Timed timed, int max_threads):
+        cdef pthread_condattr_t attributes
+        self.roster = <Roster*>calloc(1, sizeof(Roster))
+        if self.roster == NULL:
+            raise MemoryError
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_mutex_init(&self.roster.mutex, NULL)
+        pthread_cond_init(&self.roster.work, &attributes)
+        pthread_cond_init(&self.roster.landed, &attributes)
+        pthread_condattr_destroy(&attributes)
+        self.roster.wake_at = INT64_MAX
+        self.timed = weakref.ref(timed)
+        self.idents = set()
+        self.generation = fork_generation()
+        self.max_threads = max_threads
+
+    def __dealloc__(self):
+        # Each thread holds a reference, so by now there is none, and no job.
+        if self.generation == fork_generation():
+            pthread_mutex_destroy(&self.roster.mutex)
+            pthread_cond_destroy(&self.roster.work)
+            pthread_cond_destroy(&self.roster.landed)
+        free(self.roster)
+
+    cdef bint push(self, Job job) except -1:
+        # False: there is no thread to do it.
+        cdef Roster* roster = self.roster
+        pthread_mutex_lock(&roster.mutex)
+        # The clock wants one that does not work, too.
+        cdef bint scarce = roster.queued + (roster.wake_at != INT64_MAX) >= roster.idle
+        pthread_mutex_unlock(&roster.mutex)
+        if scarce and roster.live < self.max_threads:
+            start_thread(self)
+        if roster.live == 0 or roster.stopping:
+            return False
+        Py_INCREF(job)
+        job.next = NULL
+        pthread_mutex_lock(&roster.mutex)
+        if roster.first == NULL:
+            roster.first = <PyObject*>job
+        else:
+            (<Job>roster.last).next = <PyObject*>job
+        roster.last = <PyObject*>job
+        roster.queued += 1
+        pthread_cond_signal(&roster.work)
+        pthread_mutex_unlock(&roster.mutex)
+        return True
+
+    cdef bint call_at(self, int64_t when_ns) except -1:
+        # The earliest that was asked for counts. False: there is no thread to keep the time.
+        cdef Roster* roster = self.roster
+        if roster.live == 0:
+            start_thread(self)
+        pthread_mutex_lock(&roster.mutex)
+        if when_ns < roster.wake_at:
+            roster.wake_at = when_ns
+            if roster.keeper:
+                pthread_cond_broadcast(&roster.work)        # the keeper's alarm is set too late
+            elif roster.idle:
+                pthread_cond_signal(&roster.work)
+        pthread_mutex_unlock(&roster.mutex)
+        return roster.live > 0 and not roster.stopping
+
+    cdef bint is_driver(self):
+        return threading.get_ident() in self.idents
+
+    cdef uint32_t landings(self) noexcept:
+        return self.roster.landings
+
+    cdef void land(self) noexcept:
+        # Wakes all who wait; they look whether it was theirs.
+        cdef Roster* roster = self.roster
+        pthread_mutex_lock(&roster.mutex)
+        roster.landings += 1
+        if roster.waiting:
+            pthread_cond_broadcast(&roster.landed)
+        pthread_mutex_unlock(&roster.mutex)
+
+    cdef int wait_for_landing(self, uint32_t seen, int64_t until_ns) except -1:
+        # `seen` was read with the GIL held since the caller last looked, so no landing is missed.
+        cdef Roster* roster = self.roster
+        with nogil:
+            pthread_mutex_lock(&roster.mutex)
+            roster.waiting += 1
+            while roster.landings == seen:
+                if wait_until(&roster.landed, &roster.mutex, until_ns) == ETIMEDOUT:
+                    break
+            roster.waiting -= 1
+            pthread_mutex_unlock(&roster.mutex)
+        return 0
+
+    cdef int stop(self) except -1:
+        # Returns when all threads have gone, but for the one that calls. Jobs must be done by now.
+        cdef Roster* roster = self.roster
+        if self.generation != fork_generation():
+            return 0
+        own = 1 if self.is_driver() else 0
+        with nogil:
+            pthread_mutex_lock(&roster.mutex)
+            roster.stopping = True
+            pthread_cond_broadcast(&roster.work)
+            while roster.live > own:
+                pthread_cond_wait(&roster.landed, &roster.mutex)
+            pthread_mutex_unlock(&roster.mutex)
+        return 0
+
+    def run(self):
+        """The life of a driver."""
+        cdef Roster* roster = self.roster
+        cdef PyObject* found = NULL
+        cdef Order order = TIME
+        ident = threading.get_ident()
+        self.idents.add(ident)
+        while order != STOP:
+            with nogil:
+                order = next_order(roster, &found)
+                if order == EXECUTE:
+                    (<Job>found).execute()
+            if order == EXECUTE:
+                finish(<Job>found)
+            elif order == TIME:
+                ring(self)
+        self.idents.discard(ident)
+        pthread_mutex_lock(&roster.mutex)
+        roster.live -= 1
+        pthread_cond_broadcast(&roster.landed)
+        pthread_mutex_unlock(&roster.mutex)
+
+
+cdef void finish(Job job) noexcept:
+    # Takes over the reference that the list had.
+    job.finish()
+    Py_DECREF(job)
+
+
+cdef void ring(Drivers self) noexcept:
+    timed = self.timed()
+    if timed is not None:
+        (<Timed>timed).on_time()
+
+
+cdef bint start_thread(Drivers self):
+    if self.roster.stopping:
+        return False
+    self.roster.live += 1               # with the GIL; nobody else adds to it
+    try:
+        threading.Thread(target=self.run, name="iolift driver", daemon=True).start()
+    except RuntimeError:
+        # The interpreter ends, or there are as many threads as there may be.
+        self.roster.live -= 1
+        return False
+    return True
