@@ -12,6 +12,7 @@ import numpy as np
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport INT64_MAX, int64_t
 
 
@@ -122,6 +123,16 @@ cdef Ranges parse_ranges(object offsets, object lengths, bint snapshot):
 
 
 cdef int64_t parse_int(object value, str name, int64_t lowest, int64_t highest) except? -1:
+    cdef int overflow = 0
+    cdef long long small
+    if type(value) is int:
+        small = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow == 0 and lowest <= small <= highest:
+            return small
+    return parse_any_int(value, name, lowest, highest)
+
+
+cdef int64_t parse_any_int(object value, str name, int64_t lowest, int64_t highest) except? -1:
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     try:

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t
 
 from ._backend cimport Backend
 from ._plan cimport Rule
+from ._scheduler cimport Scheduler
 from ._sort cimport Order
 
 
@@ -14,6 +15,8 @@ cdef class Coalescer:
     cdef uint32_t generation        # of forks, when it was made
     cdef bint is_closed
     cdef object files               # weakref.WeakSet of FileCore
-    cdef object trace               # list of int64[k, 3], or None
+    cdef Scheduler scheduler
+    cdef double max_waste
+    cdef object __weakref__
     cdef readonly str order
     cdef int enter(self) except -1

@@ -1,13 +1,18 @@
-"""Coalescer: the options, the backend and the open files that share them.
+"""Coalescer: the options, the backend, the scheduler and the open files that share them.
 
 1. An option is checked when the object is made, which then never changes.
 2. After a fork the child can close what it inherited, and nothing else: rings, threads and locks
    are the parent's.
 
+3. At interpreter exit everything that is held goes, and what can't is said on standard error.
+
 Who may call: any thread, with the GIL, which guards every field here.
 """
 
+import atexit
+import math
 import os
+import sys
 import weakref
 
 import numpy as np
@@ -19,12 +24,30 @@ from ._backend cimport Backend, fork_generation
 from ._hosted cimport HostedBackend
 from ._plan cimport Rule
 from ._posix cimport PosixBackend
+from ._scheduler cimport Scheduler
 from ._sort cimport parse_order
 from ._uring cimport UringBackend
+from ._report import Stats
 from .errors import ForkedError
 
 cdef enum:
     MAX_DEPTH = 4096
+    MAX_REQUESTS = 1 << 30
+
+# Those that are open, for the end of the interpreter.
+cdef object LIVE = weakref.WeakSet()
+
+
+cdef double parse_number(object value, str name, double lowest, double highest) except? -1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not lowest <= value <= highest:      # also not a number
+        raise ValueError(f"{name} = {value} must be between {lowest} and {highest}")
+    return value
+
+
+cdef object parse_rate(object value, str name):
+    return None if value is None else parse_number(value, name, 1e-3, 1e18)
 
 
 cdef Backend choose_backend(object wanted, Py_ssize_t depth):
@@ -47,34 +70,61 @@ cdef Backend choose_backend(object wanted, Py_ssize_t depth):
 
 
 cdef class Coalescer:
-    """Merges and sorts the requests of the files that are open on it, and moves them in batches.
+    """Holds, merges and sorts the requests of the files that are open on it.
 
     backend: "auto" (io_uring where it works, else preadv/pwritev threads), "uring", "posix", or
     an object with `submit` and `reap` (help("iolift._hosted") says how). The environment
     variable IOLIFT_BACKEND takes the place of "auto".
     order: "elevator" (ascending from where the last batch ended, wrapping once) or "fifo".
-    gap: the widest hole, in bytes, that a read goes through rather than around.
+    gap: the widest hole, in bytes, that a read goes through rather than around; "auto": 0, and
+    32 KiB for direct files, where an I/O costs about as much as the transfer of that.
     max_io: no I/O is longer, in bytes, unless a single request is.
+    max_waste: bytes read for gaps, at most, for each byte that a batch was asked for.
     depth: how many I/Os of one batch are in flight at once, 1 to 4096.
+    read_window_us, write_window_ms: how long a read (microseconds) or a write (milliseconds) is
+    held for company, at most. Nothing is held while somebody waits for it and the device has room.
+    max_held_bytes, max_held_requests: bounds of what is submitted and has not ended. Who finds
+    them full waits: a thread in the call, a ticket made on an event loop in state "parked".
+    max_iops, max_bytes_per_s: I/Os and bytes a second, at most, on average over more than a tenth
+    of a second; None: no limit. For users that must leave room for others.
+    clock: for tests: a function that returns nanoseconds. No timer runs then; tick() looks at it.
 
     Raises ValueError or TypeError for a bad option, OSError where backend="uring" is refused.
     Safe to use from any thread; a forked child gets ForkedError.
     """
 
-    def __cinit__(self, *, backend="auto", order="elevator", gap=0, max_io=1 << 20, depth=128,
-                  **unknown):
+    def __cinit__(self, *, backend="auto", order="elevator", gap="auto", max_io=1 << 20,
+                  max_waste=0.25, depth=128, read_window_us=100, write_window_ms=10,
+                  max_held_bytes=1 << 26, max_held_requests=1 << 17, max_iops=None,
+                  max_bytes_per_s=None, clock=None, **unknown):
         if unknown:
-            raise TypeError(f"{sorted(unknown)} are no options of a Coalescer: these are backend, "
-                            f"order, gap, max_io and depth")
+            raise TypeError(f"{sorted(unknown)} are no options of a Coalescer: "
+                            f"help(iolift.Coalescer) names them")
         self.generation = fork_generation()
         self.parsed_order = parse_order(order)
         self.order = order
-        self.rule = Rule(parse_int(gap, "gap", 0, INT64_MAX),
+        self.rule = Rule(-1 if isinstance(gap, str) and gap == "auto"
+                         else parse_int(gap, "gap", 0, INT64_MAX),
                          parse_int(max_io, "max_io", 1, INT64_MAX), 1)
+        self.max_waste = parse_number(max_waste, "max_waste", 0, math.inf)
+        if clock is not None and not callable(clock):
+            raise TypeError(f"clock must be callable, not {clock!r}")
+        options = dict(
+            read_window_us=parse_number(read_window_us, "read_window_us", 0, 1e12),
+            write_window_ms=parse_number(write_window_ms, "write_window_ms", 0, 1e9),
+            max_held_bytes=parse_int(max_held_bytes, "max_held_bytes", 1, INT64_MAX),
+            max_held_requests=parse_int(max_held_requests, "max_held_requests", 1, MAX_REQUESTS),
+            max_iops=parse_rate(max_iops, "max_iops"),
+            max_bytes_per_s=parse_rate(max_bytes_per_s, "max_bytes_per_s"),
+            clock=clock)
         self.io = choose_backend(backend, parse_int(depth, "depth", 1, MAX_DEPTH))
+        self.scheduler = Scheduler(self.io, **options)
         self.files = weakref.WeakSet()
+        LIVE.add(self)
 
     def __del__(self):
+        if self.scheduler is not None:
+            self.scheduler.drivers.stop()
         if self.io is not None:
             self.io.close()
 
@@ -88,8 +138,8 @@ cdef class Coalescer:
 
     @property
     def gap(self):
-        """The widest hole, in bytes, that a read goes through."""
-        return self.rule.gap
+        """The widest hole, in bytes, that a read goes through, or "auto"."""
+        return "auto" if self.rule.gap < 0 else self.rule.gap
 
     @property
     def max_io(self):
@@ -122,24 +172,35 @@ cdef class Coalescer:
         return File(path, mode, direct=direct, coalescer=self)
 
     def flush(self):
-        """Flush every open file: all that was written is in the files."""
-        self.enter()
-
-    def sync(self):
-        """Sync every open file that is writable: all that was written is on the device.
+        """Flush every open file: all that was written so far is in the files.
 
         Raises the first error after having tried all of them.
         """
         self.enter()
-        failure = None
+        each_file(self, "flush")
+
+    def sync(self):
+        """Sync every open file that is writable: all that was written so far is on the device.
+
+        Raises the first error after having tried all of them.
+        """
+        self.enter()
+        each_file(self, "sync")
+
+    def stats(self):
+        """Counters since it was made, and what is held now: an iolift.Stats."""
+        return Stats(**self.scheduler.stats())
+
+    def tick(self):
+        """Dispatch what is due by the clock, as a timer does where no `clock` was given."""
+        self.enter()
+        self.scheduler.tick()
+
+    def _check(self):
+        """Assert the invariants of the scheduler and of every open file."""
+        self.scheduler.check()
         for core in list(self.files):
-            if core.writable and not core.closed:
-                try:
-                    core.sync()
-                except OSError as error:
-                    failure = failure or error
-        if failure is not None:
-            raise failure
+            core._check()
 
     def close(self):
         """Close every file that is open on it and give back ring or threads. Idempotent."""
@@ -152,6 +213,7 @@ cdef class Coalescer:
             except OSError as error:
                 failure = failure or error
         self.is_closed = True
+        self.scheduler.drivers.stop()
         self.io.close()
         if failure is not None:
             raise failure
@@ -163,10 +225,16 @@ cdef class Coalescer:
     def __exit__(self, *exception):
         self.close()
 
+    async def __aenter__(self):
+        return self.__enter__()
+
+    async def __aexit__(self, *exception):
+        self.close()
+
     def trace_start(self):
         """Begin to record each I/O that is handed to the backend."""
         self.enter()
-        self.trace = []
+        self.scheduler.trace = []
 
     def trace_stop(self):
         """Stop recording; the I/Os since trace_start as int64[k, 3]: kind, offset, length.
@@ -174,7 +242,7 @@ cdef class Coalescer:
         Kind is 0 for a read, 1 for a write, 2 for a sync; offset and length are bytes; dispatch
         order. What the kernel left over from an I/O and got again is not counted twice.
         """
-        trace, self.trace = self.trace, None
+        trace, self.scheduler.trace = self.scheduler.trace, None
         if trace is None:
             raise ValueError("trace_stop without trace_start")
         return np.concatenate([np.empty((0, 3), np.int64), *trace])
@@ -182,3 +250,33 @@ cdef class Coalescer:
     def __repr__(self):
         state = " closed" if self.is_closed else ""
         return f"<iolift.Coalescer backend={self.io.name!r} order={self.order!r}{state}>"
+
+
+cdef int each_file(Coalescer self, str call) except -1:
+    failure = None
+    for core in list(self.files):
+        if core.writable and not core.closed:
+            try:
+                getattr(core, call)()
+            except OSError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _at_exit():
+    """What is held goes while there are threads to do it; from then on nothing is held."""
+    for coalescer in list(LIVE):
+        if (<Coalescer?>coalescer).generation != fork_generation() or coalescer.closed:
+            continue
+        for core in list((<Coalescer>coalescer).files):
+            try:
+                core.drain_at_exit()
+            except Exception as error:
+                print(f"iolift: at exit, some of what was written to {core.name!r} was lost: "
+                      f"{error}", file=sys.stderr)
+        (<Coalescer>coalescer).scheduler.drivers.stop()
+
+
+atexit.register(_at_exit)

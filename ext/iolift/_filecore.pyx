@@ -1,8 +1,12 @@
 """FileCore: an open descriptor and the calls on it.
 
-1. An argument is checked before anything is moved, and a refused call leaves no trace.
-2. A descriptor is closed when the last call that uses it has left, never under its feet.
+1. An argument is checked before anything is held or moved; a refused call leaves no trace.
+2. A descriptor is closed when the last call and the last ticket that use it are over, never under
+   their feet.
 3. A failed sync is for good: the kernel has marked the pages clean, and a second fsync would lie.
+4. A call that waits goes straight to the file where nothing that is held or flying could matter to
+   it, and through the window where something does. Calls of many requests have the window settled
+   first: all that was submitted before is in the file when they begin.
 
 Who may call: any thread, with the GIL, which guards every field here.
 """
@@ -14,20 +18,19 @@ import os
 import numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from ._arguments cimport Buffer, Ranges, parse_int, parse_ranges, take_buffer
-from ._backend cimport (
-    QUEUED, READ, SYNC, WRITE, Answer, Kind, Lane, Operation, run_in_place,
-)
-from ._batch cimport MAX_PAUSE_NS, MAX_REFUSALS, Batch, pthread_rwlock_t
+from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation, run_in_place
+from ._batch cimport Batch, pthread_rwlock_t
 from ._coalescer cimport Coalescer
+from ._desk cimport FileDesk, file_size, new_ticket, poisoned
 from ._scatter cimport MAX_CHUNK_BYTES
-from ._system cimport O_DIRECT, iolift_direct_alignment, iolift_pause_ns, iovec
-from .errors import PoisonedError, RangeError, ShortReadError
+from ._system cimport O_DIRECT, iolift_direct_alignment, iolift_now_ns, iovec
+from ._ticket cimport DONE, HELD, Ticket, outcome
+from .errors import RangeError, ShortReadError
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_rwlock_init(pthread_rwlock_t*, void*)
@@ -38,17 +41,19 @@ cdef extern from "Python.h":
 
 cdef enum:
     PAGE = 4096
-    SYNC_REAP_NS = 1000000000
+    # gap="auto" of direct files: an I/O costs about as much as 40 KiB of transfer.
+    AUTO_DIRECT_GAP = 1 << 15
     DEFAULT_DIRECT_ALIGNMENT = 4096     # where the kernel does not say (before Linux 6.1)
 
 
-cdef class FileCore:
+cdef class FileCore(FileDesk):
     """An open descriptor and the calls on it. `iolift.File` adds what an io.RawIOBase needs."""
 
     def __cinit__(self, Coalescer coalescer not None, int fd, object name, *, bint readable,
                   bint writable, bint direct, bint owns_descriptor):
         coalescer.enter()
         self.coalescer = coalescer
+        self.scheduler = coalescer.scheduler
         self.name = name
         self.readable = readable
         self.writable = writable
@@ -57,6 +62,7 @@ cdef class FileCore:
         self.target.alignment = self.target.memory_alignment = 1
         if direct:
             prepare_direct(self)
+        self.is_plain = not direct and coalescer.io.name != "hosted"
         self.owns_descriptor = owns_descriptor      # from here on ours to close
         coalescer.files.add(self)
 
@@ -95,47 +101,146 @@ cdef class FileCore:
 
     cdef int leave(self) except -1:
         self.active -= 1
-        if self.is_closed and self.active == 0:
+        self.at_rest()
+        return 0
+
+    cdef int at_rest(self) except -1:
+        if (self.is_closed and self.active == 0 and not self.is_draining
+                and (self.pending == 0 or self.scheduler.generation != fork_generation())):
             close_descriptors(self)
         return 0
 
+    def check(self):
+        """Raise ValueError or ForkedError where no call would be accepted."""
+        self.enter(SYNC)
+        self.leave()
+
     def check_poison(self):
         if self.poison:
-            raise PoisonedError(
-                self.poison, f"a sync failed before ({os.strerror(self.poison)}): what was written "
-                f"may be lost, and no further write or sync is accepted", self.name)
+            raise poisoned(self)
 
     def close(self):
         if self.is_closed:
             return
         self.is_closed = True
         self.coalescer.files.discard(self)
-        if self.active == 0:
-            close_descriptors(self)
+        try:
+            if self.scheduler.generation == fork_generation():
+                self.is_draining = True
+                self.drain()
+        finally:
+            self.is_draining = False
+            self.at_rest()
+        self.raise_deferred()
 
-    cdef Batch batch(self, Kind kind, Py_ssize_t n):
+    def drain_at_exit(self):
+        """Bring everything that is held to its end; the first error that nobody else would hear."""
+        self.drain()
+        self.raise_deferred()
+
+    cdef Batch make_batch(self, Kind kind, Py_ssize_t n):
         cdef Batch batch = Batch.__new__(Batch)
         batch.backend = self.coalescer.io
         batch.kind = kind
         batch.order = self.coalescer.parsed_order
         batch.rule = self.coalescer.rule
+        if batch.rule.gap < 0:
+            batch.rule.gap = AUTO_DIRECT_GAP if self.direct else 0
+        batch.max_waste = self.coalescer.max_waste
         batch.target = self.target
         if self.coalescer.io.name == "hosted":
             batch.target.pages = NULL
-        batch.trace = self.coalescer.trace
+        batch.trace = self.scheduler.trace
         batch.n = n
         return batch
 
+    # --------------------------------------------------------------------------------- tickets
+
+    def submit_pread(self, n, offset, into=None):
+        cdef int64_t size = parse_int(n, "n", 0, PY_SSIZE_T_MAX)
+        cdef int64_t position = parse_position(offset, size)
+        cdef Ticket ticket
+        cdef Buffer memory
+        self.enter(READ)
+        try:
+            if into is None:
+                data = PyBytes_FromStringAndSize(NULL, size)
+                ticket = new_ticket(self, READ, position, position + size,
+                                    PyBytes_AS_STRING(data), data)
+            else:
+                memory = take_buffer(into, "into", True)
+                if memory.view.len != size:
+                    raise ValueError(f"into has {memory.view.len} bytes, n is {size}")
+                ticket = new_ticket(self, READ, position, position + size,
+                                    <char*>memory.view.buf, memory)
+                ticket.is_into = True
+            self.submit(ticket)
+        finally:
+            self.leave()
+        return ticket
+
+    def submit_pwrite(self, data, offset):
+        cdef Ticket ticket
+        data = keep(data)
+        cdef int64_t size = len(data)
+        cdef int64_t position = parse_position(offset, size)
+        self.enter(WRITE)
+        try:
+            ticket = new_ticket(self, WRITE, position, position + size, PyBytes_AS_STRING(data),
+                                data)
+            self.submit(ticket)
+        finally:
+            self.leave()
+        return ticket
+
+    def submit_sync(self):
+        cdef Ticket ticket
+        self.enter(SYNC)
+        try:
+            self.check_poison()
+            ticket = new_ticket(self, SYNC, 0, 0, NULL, None)
+            self.submit(ticket)
+        finally:
+            self.leave()
+        return ticket
+
+    def write_behind(self, data, offset):
+        # A write nobody has the ticket of: its error is the file's.
+        data = keep(data)
+        self.submit_pwrite(data, offset)
+        return len(data)
+
     # --------------------------------------------------------------------------------- one request
+
+    cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
+                               int64_t position) except? -1:
+        # No window, no plan. Small and buffered, it is one system call.
+        cdef Operation operation
+        cdef iovec segment
+        if not self.is_plain or size > MAX_CHUNK_BYTES or self.scheduler.trace is not None:
+            return move_batch_of_one(self, kind, memory, size, position)
+        segment.iov_base = memory
+        segment.iov_len = size
+        operation.kind = kind
+        operation.fd = self.target.descriptor
+        operation.offset = position
+        operation.segments = &segment
+        operation.segment_count = 1
+        with nogil:
+            run_in_place(&operation)
+        if operation.result == size:
+            return size
+        # Short or failed: the batch knows how to go on.
+        return move_batch_of_one(self, kind, memory, size, position)
 
     def pread(self, n, offset):
         cdef int64_t size = parse_int(n, "n", 0, PY_SSIZE_T_MAX)
         cdef int64_t position = parse_position(offset, size)
         cdef int64_t got
+        data = PyBytes_FromStringAndSize(NULL, size)
         self.enter(READ)
         try:
-            data = PyBytes_FromStringAndSize(NULL, size)
-            got = move_one(self, READ, PyBytes_AS_STRING(data), size, position)
+            got = read_now(self, PyBytes_AS_STRING(data), size, position, data)
         finally:
             self.leave()
         return data if got == size else data[:got]
@@ -145,7 +250,7 @@ cdef class FileCore:
         cdef int64_t position = parse_position(offset, memory.view.len)
         self.enter(READ)
         try:
-            return move_one(self, READ, <char*>memory.view.buf, memory.view.len, position)
+            return read_now(self, <char*>memory.view.buf, memory.view.len, position, memory)
         finally:
             self.leave()
 
@@ -154,7 +259,7 @@ cdef class FileCore:
         cdef int64_t position = parse_position(offset, memory.view.len)
         self.enter(WRITE)
         try:
-            return move_one(self, WRITE, <char*>memory.view.buf, memory.view.len, position)
+            return write_now(self, <char*>memory.view.buf, memory.view.len, position, memory)
         finally:
             self.leave()
 
@@ -199,69 +304,63 @@ cdef class FileCore:
         cdef int64_t length = parse_int(size, "size", 0, INT64_MAX)
         self.enter(WRITE)
         try:
-            os.ftruncate(self.target.descriptor, length)
+            begin_direct_writes(self)
+            try:
+                os.ftruncate(self.target.descriptor, length)
+            finally:
+                end_direct_writes(self)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.name) from None
         finally:
             self.leave()
 
     def size(self):
+        cdef int64_t size, end
         self.enter(SYNC)
         try:
-            return os.fstat(self.target.descriptor).st_size
+            while self.parked_here:
+                self.scheduler.wait_for_landing(INT64_MAX)
+            size, end = file_size(self), self.window.writes_end()
+            if end > size:
+                self.window.see_size_beyond(size)
+            return max(size, end)
         finally:
             self.leave()
 
     def flush(self):
         self.enter(SYNC)
-        self.leave()
+        try:
+            self.settle_writes()
+            self.raise_deferred()
+        finally:
+            self.leave()
 
     def sync(self):
-        cdef Operation operation
+        cdef Ticket ticket
         self.enter(SYNC)
         try:
             self.check_poison()
-            operation.kind = SYNC
-            operation.fd = self.target.descriptor
-            operation.offset = 0
-            operation.segments = NULL
-            operation.segment_count = 0
-            if self.coalescer.trace is not None:
-                self.coalescer.trace.append(np.array([[2, 0, 0]], np.int64))
-            sync_once(self, &operation)
-            if self.poison:
-                raise OSError(self.poison, os.strerror(self.poison), self.name)
+            ticket = new_ticket(self, SYNC, 0, 0, NULL, None)
+            if self.window.has_writes() or self.parked_here:
+                self.submit(ticket)
+            else:
+                sync_now(self, ticket)
+            self.wait(ticket, None)
+            outcome(ticket)
+            self.raise_deferred()
         finally:
             self.leave()
 
 
-cdef int sync_once(FileCore self, Operation* operation) except -1:
-    # Until there is an answer of the device: EINTR, EAGAIN and a full lane are none.
-    cdef Lane lane = self.coalescer.io.acquire(True)
-    cdef Operation* finished = NULL
-    cdef Answer answer
-    cdef int refusals = 0
-    try:
-        while True:
-            with nogil:
-                operation.result = -EAGAIN          # should it be BUSY
-                answer = lane.submit(operation)
-                while answer == QUEUED and lane.reap(&finished, 1, 1, SYNC_REAP_NS) == 0:
-                    pass
-                if operation.result == -EAGAIN:
-                    refusals += 1
-                    iolift_pause_ns(MAX_PAUSE_NS)
-            if operation.result != -EINTR and (operation.result != -EAGAIN
-                                               or refusals > MAX_REFUSALS):
-                break
-            PyErr_CheckSignals()
-            self.coalescer.enter()                  # the handler may have forked
-        if operation.result < 0:
-            self.poison = <int>-operation.result
-        lane.raise_pending()
-    finally:
-        self.coalescer.io.release(lane)
-    return 0
+cdef int sync_now(FileCore self, Ticket ticket) except -1:
+    # There is nothing to wait for but a sync that may be under way; without one, it is done here.
+    self.pending += 1
+    self.scheduler.held_requests += 1
+    self.scheduler.counters.syncs_asked += 1
+    ticket.submitted_ns = self.scheduler.now()
+    ticket.state = HELD
+    self.syncs.append(ticket)
+    return self.launch_syncs(True)
 
 
 # -------------------------------------------------------------------------------- opening, closing
@@ -287,6 +386,8 @@ cdef int prepare_direct(FileCore self) except -1:
 
 cdef int close_descriptors(FileCore self) except -1:
     cdef int descriptor = self.target.descriptor, buffered = self.target.buffered_descriptor
+    if descriptor < 0:
+        return 0
     self.target.descriptor = self.target.buffered_descriptor = -1
     if buffered != descriptor:
         os.close(buffered)
@@ -319,43 +420,101 @@ cdef int64_t parse_position(object offset, int64_t size) except -1:
     return position
 
 
-cdef int64_t move_one(FileCore self, Kind kind, char* memory, int64_t size,
-                      int64_t position) except -1:
-    # A request alone: no window, no plan. Small and buffered, it is one system call.
-    cdef Operation operation
-    cdef iovec segment
-    if (self.direct or size > MAX_CHUNK_BYTES or self.coalescer.trace is not None
-            or self.coalescer.io.name == "hosted"):
-        return move_batch_of_one(self, kind, memory, size, position)
+cdef object keep(object data):
+    # What a held write keeps: the caller's bytes, which never change, or a copy.
+    cdef Buffer memory
+    if type(data) is bytes:
+        return data
+    memory = take_buffer(data, "data", False)
+    return PyBytes_FromStringAndSize(<char*>memory.view.buf, memory.view.len)
+
+
+cdef int64_t read_now(FileCore self, char* memory, int64_t size, int64_t position,
+                      object owner) except -1:
+    cdef int64_t got
+    cdef Ticket ticket
+    if not self.reads_go_straight() or self.has_joinable(position, position + size):
+        ticket = new_ticket(self, READ, position, position + size, memory, owner)
+        ticket.is_into = True
+        wait_for_own(self, ticket)
+        return outcome(ticket)
+    self.scheduler.counters.requests += 1
+    self.scheduler.counters.reads += 1
+    self.scheduler.counters.bytes_asked += size
     if size == 0:
         return 0
-    segment.iov_base = memory
-    segment.iov_len = size
-    operation.kind = kind
-    operation.fd = self.target.descriptor
-    operation.offset = position
-    operation.segments = &segment
-    operation.segment_count = 1
-    with nogil:
-        run_in_place(&operation)
-    if operation.result == size:
-        return size
-    # Short or failed: the batch knows how to go on.
-    return move_batch_of_one(self, kind, memory, size, position)
+    got = self.read_straight(memory, size, position)
+    if got < 0:
+        raise OSError(-got, os.strerror(<int>-got), self.name)
+    return got
+
+
+cdef int64_t write_now(FileCore self, char* memory, int64_t size, int64_t position,
+                       object owner) except -1:
+    cdef int64_t written = 0
+    cdef Ticket ticket
+    if not self.writes_go_straight():
+        ticket = new_ticket(self, WRITE, position, position + size, memory, owner)
+        wait_for_own(self, ticket)
+        return outcome(ticket)
+    self.scheduler.counters.requests += 1
+    self.scheduler.counters.writes += 1
+    if size == 0:
+        return 0
+    self.direct_writes += 1
+    self.write_changes += 1
+    try:
+        written = self.move_straight(WRITE, memory, size, position)
+    finally:
+        end_direct_writes(self)
+    if written < 0:
+        raise OSError(-written, os.strerror(<int>-written), self.name)
+    self.scheduler.counters.bytes_written += written
+    return written
+
+
+cdef int wait_for_own(FileCore self, Ticket ticket) except -1:
+    # The memory is the caller's: whatever happens, nothing touches it when this is over.
+    try:
+        if ticket.end == ticket.offset and ticket.kind == READ:
+            ticket.state = DONE
+        else:
+            self.submit(ticket)
+            self.wait(ticket, None)
+    except BaseException:
+        if ticket.state == HELD and not self.withdraw(ticket):
+            self.demand(ticket)
+        while ticket.state < DONE and self.scheduler.generation == fork_generation():
+            self.scheduler.drivers.wait_for_landing(self.scheduler.drivers.landings(), INT64_MAX)
+        raise
+    return 0
+
+
+cdef int begin_direct_writes(FileCore self) except -1:
+    # Before what passes the window by: all that was submitted earlier is over.
+    if not self.writes_go_straight():
+        self.settle_reads()
+        self.settle_writes()
+    self.direct_writes += 1
+    self.write_changes += 1
+    return 0
+
+
+cdef int end_direct_writes(FileCore self) except -1:
+    self.direct_writes -= 1
+    self.write_changes += 1
+    return 0
 
 
 cdef int64_t move_batch_of_one(FileCore self, Kind kind, char* memory, int64_t size,
-                               int64_t position) except -1:
-    cdef Batch batch = self.batch(kind, 1)
+                               int64_t position) except? -1:
+    # The bytes moved, or -errno.
+    cdef Batch batch = self.make_batch(kind, 1)
     batch.is_one = True
     batch.rows.pointers = &memory
     batch.rows.offsets = &position
     batch.run(NULL, size, 0)
-    if batch.outcome.items == NULL:
-        return size
-    if batch.outcome.items[0] < 0:
-        raise OSError(-batch.outcome.items[0], os.strerror(-batch.outcome.items[0]), self.name)
-    return batch.outcome.items[0]
+    return size if batch.outcome.items == NULL else batch.outcome.items[0]
 
 
 cdef int64_t move_vector(FileCore self, Kind kind, object buffers, object offset) except -1:
@@ -395,12 +554,12 @@ cdef int64_t run_vector(FileCore self, Kind kind, Py_ssize_t n, int64_t* places,
     cdef Py_ssize_t i
     self.enter(kind)
     try:
-        batch = self.batch(kind, n)
+        batch = self.make_batch(kind, n)
         batch.rows.pointers = pointers
         batch.rows.offsets = places
         batch.rule.max_io = INT64_MAX
         batch.is_one = True
-        batch.run(places + n, 0, 0)
+        run_many(self, batch, 1, total, places + n, 0, 0)
     finally:
         self.leave()
     if batch.outcome.items == NULL:
@@ -436,7 +595,7 @@ cdef int move_ranges(FileCore self, Kind kind, Ranges ranges, char* memory) exce
     cdef int64_t[::1] starts
     self.enter(kind)
     try:
-        batch = self.batch(kind, ranges.n)
+        batch = self.make_batch(kind, ranges.n)
         batch.rows.base = memory
         batch.rows.stride = ranges.length
         batch.rows.offsets = ranges.offsets
@@ -444,13 +603,45 @@ cdef int move_ranges(FileCore self, Kind kind, Ranges ranges, char* memory) exce
             lengths = np.asarray(ranges.length_array.view)
             starts = np.cumsum(lengths) - lengths
             batch.rows.starts = &starts[0]
-        batch.run(ranges.lengths, ranges.length, self.arm)
+        run_many(self, batch, ranges.n, ranges.total, ranges.lengths, ranges.length, self.arm)
         if batch.extents.size:
             self.arm = last_position(batch)
     finally:
         self.leave()
     if batch.outcome.items != NULL:
         raise_worst(self, ranges, batch)
+    return 0
+
+
+cdef int run_many(FileCore self, Batch batch, Py_ssize_t requests, int64_t total,
+                  const int64_t* lengths, int64_t length, int64_t start) except -1:
+    # A batch of the caller's own, past the window, after all that was submitted before.
+    cdef Py_ssize_t i
+    cdef int64_t moved = 0
+    while not self.scheduler.may_go():
+        self.scheduler.wait_for_landing(self.scheduler.ready_at())
+    self.scheduler.counters.requests += requests
+    self.scheduler.counters.batches += 1
+    if batch.kind == READ:
+        self.scheduler.counters.reads += requests
+        self.scheduler.counters.bytes_asked += total
+        self.settle_writes()
+        batch.run(lengths, length, start)
+    else:
+        self.scheduler.counters.writes += requests
+        begin_direct_writes(self)
+        try:
+            batch.run(lengths, length, start)
+        finally:
+            end_direct_writes(self)
+    for i in range(batch.extents.size):
+        moved += batch.extents.items[i].end - batch.extents.items[i].offset
+    self.scheduler.charge(batch.extents.size, moved)
+    self.scheduler.counters.extents += batch.extents.size
+    if batch.kind == READ:
+        self.scheduler.counters.bytes_moved += moved
+    else:
+        self.scheduler.counters.bytes_written += moved
     return 0
 
 

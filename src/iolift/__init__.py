@@ -8,17 +8,22 @@
 from ._coalescer import Coalescer
 from ._file import File, open
 from ._plan import Plan, plan
+from ._report import Explanation, Stats
+from ._ticket import Ticket
 from ._version import __version__
 from .errors import ForkedError, PoisonedError, RangeError, ShortReadError
 
 __all__ = [
     "Coalescer",
+    "Explanation",
     "File",
     "ForkedError",
     "Plan",
     "PoisonedError",
     "RangeError",
     "ShortReadError",
+    "Stats",
+    "Ticket",
     "__version__",
     "open",
     "plan",

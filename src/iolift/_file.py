@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from ._ticket import Ticket
+
 MODES = {
     "r": os.O_RDONLY,
     "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
@@ -122,7 +124,7 @@ class File(io.RawIOBase):
 
     def _at_position(self) -> threading.RLock:
         # Asked first: in a forked child the lock may be held by a thread that is not there.
-        self._file.flush()
+        self._file.check()
         return self._lock
 
     @property
@@ -193,19 +195,46 @@ class File(io.RawIOBase):
         """
         return self._file.write_ranges(offsets, data, lengths)
 
+    # ------------------------------------------------------------------------------------- tickets
+
+    def submit_pread(self, n: int, offset: int, *, into: Any = None) -> Ticket:
+        """Ask for n bytes at offset; returns at once with a Ticket for them.
+
+        into: a writable, C-contiguous buffer of n bytes to read to, not to be touched before the
+        ticket ends; the result is then the count. Without it the result is bytes.
+        Errors as pread: of the arguments here, of the kernel in the ticket.
+        """
+        return self._file.submit_pread(n, offset, into)
+
+    def submit_pwrite(self, data: Any, offset: int) -> Ticket:
+        """Ask for data, any C-contiguous buffer, to be written at offset; returns at once.
+
+        The buffer may be reused at once: bytes are kept, anything else is copied. Later reads
+        see the bytes. The ticket ends when they are in the file (page cache; device if direct).
+        """
+        return self._file.submit_pwrite(data, offset)
+
+    def submit_sync(self) -> Ticket:
+        """Ask for all that was submitted before to be on the device; returns at once."""
+        return self._file.submit_sync()
+
     # ------------------------------------------------------------------------------ the whole file
 
     def flush(self) -> None:
-        """Return when all that was written is in the file."""
+        """Return when all that was written so far is in the file.
+
+        Raises the first error of a write that nobody holds the ticket of, as of write().
+        """
         if self._core is None or self._core.closed:
             return super().flush()
         self._core.flush()
         return None
 
     def sync(self) -> None:
-        """Return when all that was written is on the device (fdatasync).
+        """Return when all that was written so far is on the device (fdatasync).
 
-        Raises OSError where that failed, and PoisonedError from then on: it is never retried.
+        Syncs that are asked for at once share one fdatasync. Raises OSError where that failed, and
+        PoisonedError from then on: it is never retried; and the errors of flush.
         """
         self._file.sync()
 
@@ -254,13 +283,17 @@ class File(io.RawIOBase):
                 self._position += len(part)
 
     def write(self, data: Any, /) -> int:
-        """Write all of data at the position (mode "a": at the end); returns its size in bytes."""
+        """Write all of data at the position (mode "a": at the end); returns its size in bytes.
+
+        Write-behind: data is held, merged with its neighbours, seen by this object's own reads at
+        once, and on its way within the window. An error comes at flush, sync or close.
+        """
         with self._at_position():
             core = self._file
             position = self._position
             if self._mode.startswith("a"):
                 position = core.size()
-            written = core.pwrite(data, position)
+            written = core.write_behind(data, position)
             self._position = position + written
             return written
 
@@ -281,12 +314,12 @@ class File(io.RawIOBase):
             if position < 0 or position > 2**63 - 1:
                 raise OSError(errno.EINVAL, f"position {position} is outside of any file")
             self._position = position
-            core.flush()
+            core.check()
             return position
 
     def tell(self) -> int:
         """The position, in bytes from the beginning."""
-        self._file.flush()
+        self._file.check()
         return self._position
 
     def fileno(self) -> int:
@@ -299,17 +332,17 @@ class File(io.RawIOBase):
 
     def readable(self) -> bool:
         """Whether the mode allows reading."""
-        self._file.flush()
+        self._file.check()
         return self._file.readable
 
     def writable(self) -> bool:
         """Whether the mode allows writing."""
-        self._file.flush()
+        self._file.check()
         return self._file.writable
 
     def seekable(self) -> bool:
         """True: others are refused when opened."""
-        self._file.flush()
+        self._file.check()
         return True
 
     @property
