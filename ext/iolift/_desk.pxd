@@ -36,6 +36,9 @@ cdef class FileDesk(Desk):
     cdef uint64_t write_changes     # goes up when one of these begins or ends
     cdef str reads_due              # the hold has ended, for this reason, and they could not go
     cdef str writes_due
+    cdef bint is_plain              # one system call may do what one request asks
+    cdef bint asks_cache            # ... and tell whether the page cache has it
+    cdef bint is_listed             # in scheduler.desks
     cdef bint reads_awaited         # on an event loop whose turn has not ended
     cdef bint writes_awaited
     cdef int64_t last_read_ns       # when the last one was submitted

@@ -30,7 +30,7 @@ import numpy as np
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EIO
+from libc.errno cimport EAGAIN, EINTR, EIO
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -43,7 +43,7 @@ from ._flight cimport Flight, SyncFlight, read_flight, write_flight
 from ._request cimport Request
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._scheduler cimport Scheduler, count_time
-from ._system cimport iolift_now_ns, iovec
+from ._system cimport iolift_now_ns, iolift_read_cached
 from ._ticket cimport (
     CANCELLED, DONE, FLYING, FROM_DEVICE, FROM_JOIN, FROM_OVERLAY, HELD, PARKED, Desk, Hub, Record,
     Ticket, end_ticket, is_observed, tell,
@@ -190,6 +190,9 @@ cdef class FileDesk(Desk):
 
     cdef bint is_empty(self):
         return self.window.reads.tickets.size == 0 and self.window.writes.tickets.size == 0
+
+    cdef void strike_off(self) noexcept:
+        self.is_listed = False
 
     cdef bint reads_go_straight(self) noexcept:
         # Whether a caller may read the file itself: nothing is held or flying that it must see.
@@ -466,7 +469,15 @@ cdef int take_read(FileDesk self, Ticket ticket) except -1:
 
 cdef int hold_read(FileDesk self, Ticket ticket) except -1:
     self.window.add_read(ticket)
-    self.scheduler.desks.add(self)
+    enlist(self)
+    return 0
+
+
+cdef int enlist(FileDesk self) except -1:
+    # It holds something: the scheduler looks at it when time has passed or something has landed.
+    if not self.is_listed:
+        self.scheduler.desks.add(self)
+        self.is_listed = True
     return 0
 
 
@@ -536,9 +547,49 @@ cdef int end_hold_of_reads(FileDesk self, int64_t now) except -1:
         return self.dispatch_reads("count")
     if (reads.tickets.size == 1 and scheduler.flights == 0 and self.solos == NULL
             and now - before > scheduler.read_window_ns):
+        if self.asks_cache and read_cached(self):
+            return 0
         return self.dispatch_reads("alone")
     if not scheduler.arm(reads.since_ns + scheduler.read_window_ns):
         return self.dispatch_reads("alone")
+    return 0
+
+
+cdef bint read_cached(FileDesk self) except -1:
+    # Whether the one read that is held could be had from the page cache, here and now: to hand it
+    # to a driver would cost twenty times as much.
+    cdef Ticket ticket = <Ticket>self.window.reads.tickets.items[0]
+    cdef int64_t size = ticket.end - ticket.offset, got
+    if ticket.holes != NULL or size > MAX_CHUNK_BYTES or self.scheduler.is_shaped:
+        return False
+    got = iolift_read_cached(self.target.descriptor, ticket.memory, size, ticket.offset)
+    if got != size:
+        # Also where the file ends: that is for a batch to find out.
+        self.asks_cache = got >= 0 or got == -EAGAIN or got == -EINTR
+        return False
+    take_lone(self, ticket, "alone")
+    ticket.record.landed_ns = self.scheduler.now()
+    return end_now(self, ticket, 0) == 0
+
+
+cdef int take_lone(FileDesk self, Ticket ticket, str reason) except -1:
+    # The one read that is held leaves the window, to be done where the caller stands.
+    cdef Scheduler scheduler = self.scheduler
+    cdef Record record = Record.__new__(Record)
+    self.window.drop_reads()
+    self.reads_due = None
+    scheduler.batch_number += 1
+    record.number = scheduler.batch_number
+    record.reason = reason
+    record.requests = record.extents = 1
+    record.bytes_asked = record.bytes_moved = ticket.end - ticket.offset
+    record.dispatched_ns = record.started_ns = scheduler.now()
+    scheduler.counters.batches += 1
+    scheduler.counters.extents += 1
+    scheduler.counters.bytes_moved += record.bytes_moved
+    ticket.state = FLYING
+    ticket.record = record
+    ticket.extent_offset, ticket.extent_end = ticket.offset, ticket.end
     return 0
 
 
@@ -554,7 +605,7 @@ cdef int take_write(FileDesk self, Ticket ticket) except -1:
         scheduler.held_requests -= 1
         self.pending -= 1
     self.window.add_write(ticket)
-    scheduler.desks.add(self)
+    enlist(self)
     return end_hold_of_writes(self, ticket.submitted_ns)
 
 
@@ -579,7 +630,7 @@ cdef int take_sync(FileDesk self, Ticket ticket) except -1:
     self.scheduler.counters.syncs_asked += 1
     if self.window.has_writes():
         self.window.add_write(ticket)       # it follows those before it
-        self.scheduler.desks.add(self)
+        enlist(self)
         return end_hold_of_writes(self, ticket.submitted_ns)
     self.syncs.append(ticket)
     return self.launch_syncs(False)
@@ -604,14 +655,7 @@ cdef bint leads(FileDesk self, Ticket ticket) except -1:
             or ticket.holes != NULL or ticket.zeros_until or scheduler.is_shaped
             or ticket.end - ticket.offset > MAX_CHUNK_BYTES or not scheduler.has_room()):
         return False
-    self.window.take_reads()
-    self.reads_due = None
-    ticket.state = FLYING
-    ticket.record = Record.__new__(Record)
-    ticket.record.number = scheduler.batch_number = scheduler.batch_number + 1
-    ticket.record.reason = "demand"
-    ticket.record.requests = ticket.record.extents = 1
-    ticket.record.dispatched_ns = ticket.record.started_ns = scheduler.now()
+    take_lone(self, ticket, "demand")
     try:
         got = self.read_straight(ticket.memory, ticket.end - ticket.offset, ticket.offset)
     except BaseException:
@@ -622,7 +666,6 @@ cdef bint leads(FileDesk self, Ticket ticket) except -1:
         self.dispatch_reads("demand")
         raise
     ticket.record.landed_ns = scheduler.now()
-    ticket.extent_offset, ticket.extent_end = ticket.offset, ticket.end
     if got >= 0:
         ticket.got = got
     end_now(self, ticket, <int>-got if got < 0 else 0)
@@ -697,11 +740,14 @@ cdef inline void let_go(Ticket ticket) noexcept:
 
 cdef int end_now(FileDesk self, Ticket ticket, int error) except -1:
     # One ticket that ends by itself.
-    cdef list heard = [], hubs = []
+    cdef list heard = None, hubs = None
+    if ticket.awaiter is not None or ticket.watchers is not None:
+        heard, hubs = [], []
     ticket.error = error
     end_one(self, ticket, heard, hubs, 1)
     self.scheduler.drivers.land()
-    tell(heard, hubs)
+    if heard is not None:
+        tell(heard, hubs)
     self.at_rest()
     return 0
 
@@ -919,6 +965,7 @@ def check(FileDesk self not None):
             assert ticket.hole_count > 0
     assert size == window.reads.bytes
     assert live <= self.pending
-    assert self.is_empty() or self in self.scheduler.desks
+    assert self.is_empty() or self.is_listed
+    assert self.is_listed == (self in self.scheduler.desks)
     assert self.pending >= 0 and self.direct_writes >= 0 and self.parked_here >= 0
     self.scheduler.check()

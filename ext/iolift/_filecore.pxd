@@ -14,7 +14,6 @@ cdef class FileCore(FileDesk):
     cdef bint is_closed
     cdef bint is_draining           # close waits for the last ticket, and closes the descriptor
     cdef bint owns_descriptor
-    cdef bint is_plain              # one system call may do what one request asks
     cdef Py_ssize_t active          # calls under way; the last one out closes the descriptor
     cdef object __weakref__
     cdef int enter(self, Kind kind) except -1

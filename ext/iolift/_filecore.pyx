@@ -62,7 +62,7 @@ cdef class FileCore(FileDesk):
         self.target.alignment = self.target.memory_alignment = 1
         if direct:
             prepare_direct(self)
-        self.is_plain = not direct and coalescer.io.name != "hosted"
+        self.is_plain = self.asks_cache = not direct and coalescer.io.name != "hosted"
         self.owns_descriptor = owns_descriptor      # from here on ours to close
         coalescer.files.add(self)
 

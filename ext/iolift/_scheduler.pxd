@@ -65,6 +65,7 @@ cdef class Scheduler(Timed):
     cdef int launch(self, Job flight, Py_ssize_t operations, bint here) except -1
     cdef int landed(self, Py_ssize_t operations) except -1
     cdef int freed(self, Ticket ticket) noexcept
+    cdef int strike_off(self, Desk desk) except -1
     cdef int go_on(self) except -1
     cdef Hub hub_of(self, object loop)
     cdef int wait_for_landing(self, int64_t until_ns) except -1

@@ -168,8 +168,7 @@ cdef class Scheduler(Timed):
         now = self.now()
         for desk in list(self.desks):
             soonest = min(soonest, (<Desk>desk).go_on_time(now))
-            if (<Desk>desk).is_empty():
-                self.desks.discard(desk)
+            self.strike_off(<Desk>desk)
         if soonest != INT64_MAX:
             self.arm(soonest)
 
@@ -240,13 +239,18 @@ cdef class Scheduler(Timed):
         self.operations -= operations
         return 0
 
+    cdef int strike_off(self, Desk desk) except -1:
+        if desk.is_empty():
+            self.desks.discard(desk)
+            desk.strike_off()
+        return 0
+
     cdef int go_on(self) except -1:
         # Something has landed: there is room, and order may allow what it did not before.
         self.admit_parked()
         for desk in list(self.desks):
             (<Desk>desk).go_on()
-            if (<Desk>desk).is_empty():
-                self.desks.discard(desk)
+            self.strike_off(<Desk>desk)
         return 0
 
     cdef int wait_for_landing(self, int64_t until_ns) except -1:

@@ -87,6 +87,7 @@ cdef class Desk:
     cdef int end_turn(self) except -1
     cdef int hurry(self) except -1
     cdef bint is_empty(self)
+    cdef void strike_off(self) noexcept
 
 
 cdef class Hub:

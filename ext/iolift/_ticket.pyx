@@ -84,6 +84,9 @@ cdef class Desk:
     cdef bint is_empty(self):
         raise NotImplementedError
 
+    cdef void strike_off(self) noexcept:
+        pass
+
 
 cdef class Record:
     pass

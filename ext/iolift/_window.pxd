@@ -55,6 +55,7 @@ cdef class Window:
     cdef int64_t supersede(self, Ticket ticket) except -1
     cdef int withdraw(self, Ticket ticket) except -1
     cdef Reads take_reads(self)
+    cdef void drop_reads(self) noexcept
     cdef Writes take_writes(self)
 
 

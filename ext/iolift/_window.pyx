@@ -130,8 +130,16 @@ cdef class Window:
         return 0
 
     cdef Reads take_reads(self):
-        reads, self.reads = self.reads, Reads()
+        cdef Reads reads = self.reads
+        self.reads = Reads.__new__(Reads)
         return reads
+
+    cdef void drop_reads(self) noexcept:
+        # The only one is done elsewhere: the caller has a reference of its own.
+        cdef Tickets* tickets = &self.reads.tickets
+        tickets.size = 0
+        self.reads.bytes = 0
+        Py_DECREF(<object>tickets.items[0])
 
     cdef Writes take_writes(self):
         self.flying, self.writes = self.writes, Writes()
