@@ -31,16 +31,14 @@ import numpy as np
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EIO
-from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stat cimport fstat, struct_stat
 
-from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation, run_in_place
-from ._batch cimport Batch
+from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation
 from ._drivers cimport Job
 from ._flight cimport Flight, SyncFlight, read_flight, write_flight
-from ._request cimport Request
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._scheduler cimport Scheduler, count_time
 from ._system cimport iolift_now_ns, iolift_read_cached
@@ -914,7 +912,6 @@ cdef void mark_superseded(Flight flight) noexcept:
 cdef int land_sync(FileDesk self, SyncFlight flight, list heard, list hubs) except -1:
     cdef Ticket ticket
     cdef int error = <int>-flight.operation.result if flight.operation.result < 0 else 0
-    cdef Record record = Record.__new__(Record)
     self.sync_flying = False
     self.scheduler.landed(1)
     failure = None

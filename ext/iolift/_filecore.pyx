@@ -20,7 +20,6 @@ import numpy as np
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 
 from ._arguments cimport Buffer, Ranges, parse_int, parse_ranges, take_buffer
 from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation, run_in_place
@@ -28,7 +27,7 @@ from ._batch cimport Batch, pthread_rwlock_t
 from ._coalescer cimport Coalescer
 from ._desk cimport FileDesk, file_size, new_ticket, poisoned
 from ._scatter cimport MAX_CHUNK_BYTES
-from ._system cimport O_DIRECT, iolift_direct_alignment, iolift_now_ns, iovec
+from ._system cimport O_DIRECT, iolift_direct_alignment, iovec
 from ._ticket cimport DONE, HELD, Ticket, outcome
 from .errors import RangeError, ShortReadError
 

@@ -11,13 +11,12 @@
 Who may call: any thread, with the GIL, but for `execute`.
 """
 
-from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from ._backend cimport QUEUED, READ, SYNC, WRITE, Answer, Kind, Lane, Operation
-from ._batch cimport MAX_PAUSE_NS, MAX_REFUSALS, Batch
+from ._backend cimport QUEUED, READ, WRITE, Answer, Kind, Operation
+from ._batch cimport MAX_PAUSE_NS, MAX_REFUSALS
 from ._drivers cimport Job
 from ._request cimport Request
 from ._sort cimport ORDER_ELEVATOR, load_requests
@@ -173,8 +172,9 @@ cdef class Flight(Job):
             self.bytes_moved += extent.end - extent.offset
             lo, hi = extent.lo, min(extent.hi, <uint32_t>self.batch.piece_count)
             for i in range(lo, hi):
-                if (i > lo and self.kind == READ and pieces[i].offset == pieces[i - 1].offset
-                        and pieces[i].end == pieces[i - 1].end and pieces[i].offset >= extent.offset):
+                if (i > lo and self.kind == READ and pieces[i].offset >= extent.offset
+                        and pieces[i].offset == pieces[i - 1].offset
+                        and pieces[i].end == pieces[i - 1].end):
                     self.duplicates += 1
                 ticket = <Ticket>tickets.items[self.owners[pieces[i].index]]
                 if ticket.extent_end == 0 and pieces[i].offset < extent.end:

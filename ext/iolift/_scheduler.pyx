@@ -23,7 +23,7 @@ from libc.string cimport memset
 
 from ._backend cimport Backend, fork_generation
 from ._drivers cimport Drivers, Job
-from ._system cimport iolift_now_ns
+from ._system cimport iolift_bit_length, iolift_now_ns
 from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket
 from .errors import ForkedError
 
@@ -38,12 +38,8 @@ cdef object running_loop = asyncio._get_running_loop
 
 
 cdef void count_time(int64_t* histogram, int64_t ns) noexcept nogil:
-    cdef int place = 0
-    cdef int64_t us = max(ns, <int64_t>0) // 1000
-    while us and place < HISTOGRAM_PLACES - 1:
-        us >>= 1
-        place += 1
-    histogram[place] += 1
+    cdef int place = iolift_bit_length(<uint64_t>(max(ns, <int64_t>0) // 1000))
+    histogram[min(place, HISTOGRAM_PLACES - 1)] += 1
 
 
 # ------------------------------------------------------------------------------------- the bucket

@@ -183,6 +183,12 @@ static inline int64_t iolift_now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* How many binary digits `value` has; 0 for 0. */
+static inline int iolift_bit_length(uint64_t value)
+{
+    return value ? 64 - __builtin_clzll(value) : 0;
+}
+
 static inline void iolift_pause_ns(int64_t ns)
 {
     struct timespec pause = {ns / 1000000000, ns % 1000000000};

@@ -75,6 +75,7 @@ cdef extern from "_system.h" nogil:
     int64_t iolift_read_cached(int fd, void* memory, size_t size, int64_t offset)
     int iolift_datasync(int fd)
     int64_t iolift_now_ns()
+    int iolift_bit_length(uint64_t value)
     void iolift_pause_ns(int64_t ns)
     void* iolift_allocate(size_t size)
     void iolift_prefetch_write(const void* p)

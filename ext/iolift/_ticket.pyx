@@ -25,16 +25,15 @@ from libc.stdlib cimport free
 from ._backend cimport READ, SYNC, WRITE, Kind
 from ._batch cimport Batch
 from ._drivers cimport Job
-from .errors import PoisonedError
 from ._report import Explanation
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject*)
 
-STATES = {NEW: "new", PARKED: "parked", HELD: "held", FLYING: "flying", DONE: "done",
-          CANCELLED: "cancelled"}
-KINDS = {READ: "read", WRITE: "write", SYNC: "sync"}
-SOURCES = {FROM_DEVICE: "device", FROM_OVERLAY: "overlay", FROM_JOIN: "joined"}
+cdef dict STATES = {NEW: "new", PARKED: "parked", HELD: "held", FLYING: "flying", DONE: "done",
+                    CANCELLED: "cancelled"}
+cdef dict KINDS = {READ: "read", WRITE: "write", SYNC: "sync"}
+cdef dict SOURCES = {FROM_DEVICE: "device", FROM_OVERLAY: "overlay", FROM_JOIN: "joined"}
 
 cdef object get_running_loop = asyncio.get_running_loop
 cdef object CancelledError = concurrent.futures.CancelledError
@@ -92,6 +91,7 @@ cdef class Record:
     pass
 
 
+@cython.final
 @cython.no_gc
 @cython.freelist(64)
 cdef class Ticket:
