@@ -25,7 +25,9 @@ from ._arguments cimport Buffer, Ranges, parse_int, parse_ranges, take_buffer
 from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation, run_in_place
 from ._batch cimport Batch, pthread_rwlock_t
 from ._coalescer cimport Coalescer
-from ._desk cimport FileDesk, file_size, new_ticket, poisoned
+from ._desk cimport FileDesk
+from ._dispatch cimport file_size, new_ticket
+from ._landing cimport poisoned
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._system cimport O_DIRECT, iolift_direct_alignment, iovec
 from ._ticket cimport DONE, HELD, Ticket, outcome

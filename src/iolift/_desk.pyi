@@ -1,13 +1,7 @@
-from typing import Any
-
 from typing_extensions import disjoint_base
 
-from ._ticket import Desk
+from ._dispatch import DispatchDesk
 
 @disjoint_base
-class FileDesk(Desk):
-    @property
-    def name(self) -> Any: ...
+class FileDesk(DispatchDesk):
     def _check(self) -> None: ...
-
-def check(self: FileDesk) -> None: ...

@@ -1,0 +1,285 @@
+"""DispatchDesk: when what is held of a file goes, and in which order.
+
+    window: reads, writes      the hold ends: alone, time, bytes, count, flush, demand, turn, close
+                |
+                v              dispatch: reads, then writes, then syncs
+    flight -> plan -> scheduler.launch -> (a driver) -> landed -> go_on
+
+1. Reads go before the writes of the same file that are held with them. A generation of writes goes
+   when the one before has landed, and when no read that is under way overlaps it (or may see where
+   the file ended before it). Nothing else waits for anything: reads that come later have the
+   overlay, and what is left of them overlaps no write that is held or flying.
+2. What should go and can't yet is `reads_due` or `writes_due`, with the reason; every landing, and
+   the clock where it is shaping that says no, asks again.
+3. A sync follows its generation: it is issued when all writes submitted before it are in the file,
+   and one fdatasync answers all that wait by then.
+
+Who may call: any thread, with the GIL, which guards every field. Planning lets go of it, after
+what is planned has left the window and is in `flights` or `flying`.
+"""
+
+import os
+
+import numpy as np
+
+from libc.errno cimport EIO
+from libc.stdint cimport INT64_MAX, int64_t
+from libc.string cimport memset
+from posix.stat cimport fstat, struct_stat
+
+from ._backend cimport READ, SYNC, WRITE, Kind, Operation
+from ._flight cimport Flight, SyncFlight, read_flight, write_flight
+from ._landing cimport LandingDesk, Solo, end_now, refuse_held
+from ._scheduler cimport Scheduler
+from ._ticket cimport DONE, FLYING, HELD, Ticket
+from ._window cimport Writes
+
+
+cdef Ticket new_ticket(DispatchDesk desk, Kind kind, int64_t offset, int64_t end, char* memory,
+                       object owner):
+    cdef Ticket ticket = Ticket.__new__(Ticket)
+    ticket.desk = desk
+    ticket.kind = kind
+    ticket.offset = offset
+    ticket.end = end
+    ticket.got = end - offset
+    ticket.memory = memory
+    ticket.owner = owner
+    ticket.hole_count = 1
+    return ticket
+
+
+cdef class DispatchDesk(LandingDesk):
+    def __cinit__(self, *args, **kwargs):
+        self.last_read_ns = self.last_write_ns = -INT64_MAX // 2
+
+    cdef bint is_empty(self):
+        return self.window.reads.tickets.size == 0 and self.window.writes.tickets.size == 0
+
+    cdef int submit(self, Ticket ticket) except -1:
+        raise NotImplementedError
+
+    cdef int demand(self, Ticket ticket) except -1:
+        # Somebody waits: the hold ends while the device has room.
+        if ticket.state != HELD:
+            return 0
+        if ticket.kind == READ:
+            if self.scheduler.has_room():
+                return self.dispatch_reads("demand")
+            self.reads_due = self.reads_due or "demand"
+        elif self.scheduler.has_room():
+            return self.dispatch_writes("demand")
+        else:
+            self.writes_due = self.writes_due or "demand"
+        return 0
+
+    cdef int64_t go_on_time(self, int64_t now) except -1:
+        # Dispatches what is due. Returns when the next will be.
+        cdef Scheduler scheduler = self.scheduler
+        cdef int64_t soonest = INT64_MAX, due
+        if self.window.reads.tickets.size:
+            due = self.window.reads.since_ns + scheduler.read_window_ns
+            if due <= now:
+                self.dispatch_reads("time")
+            else:
+                soonest = due
+        if self.window.writes.tickets.size:
+            due = self.window.writes.since_ns + scheduler.write_window_ns
+            if due <= now:
+                self.dispatch_writes("time")
+            else:
+                soonest = min(soonest, due)
+        return soonest
+
+    cdef int end_turn(self) except -1:
+        if self.reads_awaited:
+            self.reads_awaited = False
+            if self.scheduler.has_room():
+                self.dispatch_reads("turn")
+            else:
+                self.reads_due = self.reads_due or "turn"
+        if self.writes_awaited:
+            self.writes_awaited = False
+            if self.scheduler.has_room():
+                self.dispatch_writes("turn")
+            else:
+                self.writes_due = self.writes_due or "turn"
+        return 0
+
+    cdef int hurry(self) except -1:
+        if self.window.reads.tickets.size:
+            self.dispatch_reads("count")
+        if self.window.writes.tickets.size:
+            self.dispatch_writes("count")
+        return 0
+
+    cdef int go_on(self) except -1:
+        if self.reads_due is not None and self.scheduler.has_room():
+            self.dispatch_reads(self.reads_due)
+        if self.writes_due is not None:
+            self.dispatch_writes(self.writes_due)
+        return 0
+
+    cdef int dispatch_reads(self, str reason) except -1:
+        # All that are held, unless shaping says later. Lets go of the GIL.
+        cdef Scheduler scheduler = self.scheduler
+        cdef Flight flight
+        if self.window.reads.tickets.size == 0:
+            self.reads_due = None
+            return 0
+        if not scheduler.may_go():
+            self.reads_due = self.reads_due or reason
+            return 0
+        self.reads_due = None
+        self.reads_awaited = False
+        scheduler.batch_number += 1
+        flight = read_flight(self, self.window.take_reads(), reason, scheduler.now(),
+                             scheduler.batch_number)
+        flight.write_changes = self.write_changes
+        self.flights.append(flight)
+        return launch(self, flight)
+
+    cdef int dispatch_writes(self, str reason) except -1:
+        # All that are held, unless order or shaping say later: a landing, or the clock, asks again.
+        # Lets go of the GIL.
+        cdef Scheduler scheduler = self.scheduler
+        if self.window.writes.tickets.size == 0:
+            self.writes_due = None
+            return 0
+        self.writes_due = self.writes_due or reason
+        if self.window.flying is not None:
+            return 0
+        self.dispatch_reads(reason)
+        if (self.window.reads.tickets.size or self.window.flying is not None
+                or self.window.writes.tickets.size == 0):
+            return 0
+        if self.poison:
+            return refuse_held(self)
+        if has_reads_in_the_way(self) or not scheduler.may_go():
+            return 0
+        reason, self.writes_due = self.writes_due, None
+        self.writes_awaited = False
+        scheduler.batch_number += 1
+        return launch(self, write_flight(self, self.window.take_writes(), reason, scheduler.now(),
+                                         scheduler.batch_number))
+
+    cdef int launch_syncs(self, bint here) except -1:
+        cdef SyncFlight flight
+        cdef Ticket ticket
+        if self.sync_flying or not self.syncs:
+            return 0
+        tickets, self.syncs = [t for t in self.syncs if (<Ticket>t).state == HELD], []
+        if not tickets:
+            return 0
+        if self.poison:
+            for ticket in tickets:
+                ticket.poisoned = True
+                end_now(self, ticket, self.poison)
+            return 0
+        flight = SyncFlight.__new__(SyncFlight)
+        flight.desk = self
+        flight.tickets = tickets
+        flight.dispatched_ns = self.scheduler.now()
+        flight.lane = self.scheduler.io.acquire(True)
+        memset(&flight.operation, 0, sizeof(Operation))
+        flight.operation.kind = SYNC
+        flight.operation.fd = self.target.descriptor
+        for ticket in tickets:
+            ticket.state = FLYING
+        self.sync_flying = True
+        if self.scheduler.trace is not None:
+            self.scheduler.trace.append(np.array([[2, 0, 0]], np.int64))
+        self.scheduler.counters.syncs_issued += 1
+        return self.scheduler.launch(flight, 1, here)
+
+    # ------------------------------------------------------------------------- waiting for many
+
+    cdef int settle_writes(self) except -1:
+        # Returns when every write submitted so far is in the file, or has failed.
+        cdef Ticket barrier
+        if not self.window.has_writes() and not self.parked_here:
+            return 0
+        barrier = new_ticket(self, WRITE, 0, 0, NULL, None)
+        self.submit(barrier)
+        while barrier.state < DONE:
+            if barrier.state == HELD:
+                self.dispatch_writes("flush")
+            if barrier.state < DONE:
+                self.scheduler.wait_for_landing(INT64_MAX)
+        return 0
+
+    cdef int settle_reads(self) except -1:
+        # Returns when every read dispatched or held so far has landed.
+        self.dispatch_reads("flush")
+        for flight in list(self.flights):
+            while not (<Flight>flight).is_down:
+                self.scheduler.wait_for_landing(INT64_MAX)
+        return 0
+
+    cdef int drain(self) except -1:
+        # Returns when nothing is held or flying any more.
+        while self.pending:
+            self.dispatch_reads("close")
+            self.dispatch_writes("close")
+            self.launch_syncs(False)
+            if self.pending:
+                self.scheduler.wait_for_landing(INT64_MAX)
+        return 0
+
+
+cdef int launch(DispatchDesk self, Flight flight) except -1:
+    flight.plan(self.arm)
+    if flight.has_io and flight.batch.extents.size:
+        self.arm = flight.last_position()
+    flight.launched_operations = flight.operations()
+    self.scheduler.charge(flight.launched_operations, flight.bytes_planned())
+    return self.scheduler.launch(flight, flight.launched_operations, not flight.has_io)
+
+
+cdef bint has_reads_in_the_way(DispatchDesk self) except -1:
+    # Whether a read that is under way must be over before the held writes may go.
+    cdef Writes writes = self.window.writes
+    cdef Solo* solo = self.solos
+    cdef Flight flight
+    cdef Ticket write
+    cdef Py_ssize_t i
+    cdef int64_t size = INT64_MAX
+    if not self.flights and solo == NULL:
+        return False
+    if writes.end:
+        size = file_size(self)
+        if writes.end <= size:
+            size = INT64_MAX            # it does not grow
+    while solo != NULL:
+        if solo.end > size or overlaps_writes(writes, solo.offset, solo.end):
+            return True
+        solo = solo.next
+    for flight in self.flights:
+        if flight.end() > size:
+            return True
+        for i in range(writes.tickets.size):
+            if writes.tickets.items[i] == NULL:
+                continue
+            write = <Ticket>writes.tickets.items[i]
+            if (write.state == HELD and write.end > write.offset
+                    and flight.overlaps(write.offset, write.end)):
+                return True
+    return False
+
+
+cdef bint overlaps_writes(Writes writes, int64_t begin, int64_t end) noexcept:
+    cdef Ticket write
+    cdef Py_ssize_t i
+    for i in range(writes.tickets.size):
+        if writes.tickets.items[i] != NULL:
+            write = <Ticket>writes.tickets.items[i]
+            if write.state == HELD and write.offset < end and begin < write.end:
+                return True
+    return False
+
+
+cdef int64_t file_size(DispatchDesk self) except -1:
+    cdef struct_stat status
+    if fstat(self.target.descriptor, &status) < 0:
+        raise OSError(EIO, os.strerror(EIO), self.name)
+    return status.st_size

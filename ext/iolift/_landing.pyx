@@ -1,0 +1,325 @@
+"""LandingDesk: from what has landed to the tickets, and from there to whoever waits.
+
+    flight -> outcomes of pieces -> tickets (joined ones too) -> ends -> syncs, the scheduler's
+                                                                    turn, then whoever waits
+
+1. A ticket ends once, in `end_one`: with what it got, an error, or an exception of the backend.
+2. A read is short where the file ended; bytes before `zeros_until`, which held writes had promised,
+   are zeros.
+3. A read that joined another one which failed is held again: the fault may be in bytes that it
+   never asked for.
+4. A write that fails and that nobody can ask about any more leaves its error in `deferred`, for the
+   next flush, sync or close.
+5. When anybody hears of an end, the file's state is right already.
+
+Who may call: any thread, with the GIL, which guards every field.
+"""
+
+import os
+
+from cpython.ref cimport Py_DECREF
+from libc.errno cimport EIO
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from ._backend cimport READ, SYNC, WRITE
+from ._drivers cimport Job
+from ._flight cimport Flight, SyncFlight
+from ._scheduler cimport Scheduler, count_time
+from ._ticket cimport (
+    DONE, FLYING, FROM_DEVICE, HELD, Desk, Record, Ticket, end_ticket, is_observed, tell,
+)
+from ._window cimport Tickets, Window, Writes
+from .errors import PoisonedError
+
+cdef enum:
+    # Tickets that end in a row before other threads get a chance.
+    BREATH = 256
+
+
+cdef class LandingDesk(Desk):
+    def __cinit__(self, *args, **kwargs):
+        self.window = Window()
+        self.flights = []
+        self.syncs = []
+
+    cdef void strike_off(self) noexcept:
+        self.is_listed = False
+
+    cdef object describe(self, Ticket ticket, int error):
+        if ticket.poisoned:
+            return poisoned(self)
+        return OSError(error, os.strerror(error), self.name)
+
+    cdef int landed(self, Job job) except -1:
+        cdef list heard = [], hubs = []
+        cdef Flight flight
+        if isinstance(job, SyncFlight):
+            land_sync(self, <SyncFlight>job, heard, hubs)
+        else:
+            flight = <Flight>job
+            flight.conclude()
+            self.scheduler.landed(flight.launched_operations)
+            if flight.kind == READ:
+                land_reads(self, flight, heard, hubs)
+            else:
+                land_writes(self, flight, heard, hubs)
+        self.launch_syncs(False)
+        self.scheduler.go_on()
+        self.scheduler.drivers.land()
+        tell(heard, hubs)
+        self.at_rest()
+        return 0
+
+    cdef int raise_deferred(self) except -1:
+        error, self.deferred = self.deferred, None
+        if error is not None:
+            raise error
+        return 0
+
+    cdef int at_rest(self) except -1:
+        # After anything has ended; the file closes here when it was left open for its tickets.
+        return 0
+
+    cdef int launch_syncs(self, bint here) except -1:
+        raise NotImplementedError
+
+
+cdef object poisoned(LandingDesk self):
+    return PoisonedError(
+        self.poison, f"a sync failed before ({os.strerror(self.poison)}): what was written "
+        f"may be lost, and no further write or sync is accepted", self.name)
+
+
+cdef int hold_read(LandingDesk self, Ticket ticket) except -1:
+    self.window.add_read(ticket)
+    enlist(self)
+    return 0
+
+
+cdef int enlist(LandingDesk self) except -1:
+    # It holds something: the scheduler looks at it when time has passed or something has landed.
+    if not self.is_listed:
+        self.scheduler.desks.add(self)
+        self.is_listed = True
+    return 0
+
+
+cdef int refuse_held(LandingDesk self) except -1:
+    # After a sync has failed: held writes and syncs learn it, and never go.
+    cdef Writes writes = self.window.take_writes()
+    cdef Ticket ticket
+    cdef Py_ssize_t i
+    self.window.flying = None
+    self.writes_due = None
+    for i in range(writes.tickets.size):
+        if writes.tickets.items[i] != NULL:
+            ticket = <Ticket>writes.tickets.items[i]
+            if ticket.state == HELD:
+                ticket.poisoned = ticket.end > ticket.offset or ticket.kind == SYNC
+                end_now(self, ticket, self.poison if ticket.poisoned else 0)
+    return 0
+
+
+cdef void let_go(Ticket ticket) noexcept:
+    ticket.memory = NULL
+    free(ticket.holes)
+    ticket.holes = NULL
+
+
+cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1:
+    # One ticket that ends by itself.
+    cdef list heard = None, hubs = None
+    if ticket.awaiter is not None or ticket.watchers is not None:
+        heard, hubs = [], []
+    ticket.error = error
+    end_one(self, ticket, heard, hubs, 1)
+    self.scheduler.drivers.land()
+    if heard is not None:
+        tell(heard, hubs)
+    self.at_rest()
+    return 0
+
+
+cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs, Py_ssize_t own) except -1:
+    # own: how many references to it are ours.
+    cdef Record record = ticket.record
+    cdef bint failed = ticket.error != 0 or ticket.failure is not None
+    let_go(ticket)
+    if ticket.kind != READ or ticket.is_into or failed:
+        ticket.owner = None
+    elif ticket.got < ticket.end - ticket.offset:
+        ticket.owner = ticket.owner[:ticket.got]        # a copy: the rest is not kept alive
+    if failed and ticket.kind == WRITE and not is_observed(ticket, own) and self.deferred is None:
+        self.deferred = ticket.failure or self.describe(ticket, ticket.error)
+    ticket.state = DONE
+    self.scheduler.freed(ticket)
+    self.pending -= 1
+    if record is not None and record.dispatched_ns:
+        count_time(self.scheduler.counters.hold_histogram,
+                   record.dispatched_ns - ticket.submitted_ns)
+        count_time(self.scheduler.counters.service_histogram,
+                   record.landed_ns - max(record.dispatched_ns, ticket.submitted_ns))
+    if ticket.awaiter is not None or ticket.watchers is not None:
+        end_ticket(ticket, heard, hubs)
+    return 0
+
+
+cdef int end_all(LandingDesk self, const Tickets* tickets, list heard, list hubs) except -1:
+    cdef Ticket ticket
+    cdef Py_ssize_t i
+    for i in range(tickets.size):
+        if tickets.items[i] == NULL:
+            continue
+        ticket = <Ticket>tickets.items[i]
+        if ticket.state == FLYING:
+            if ticket.kind == SYNC:
+                ticket.state = HELD
+                self.syncs.append(ticket)
+            else:
+                end_one(self, ticket, heard, hubs, 2)
+        if i % BREATH == BREATH - 1:
+            ticket = None
+            with nogil:
+                pass                    # whoever waits for the GIL may have it here
+    return 0
+
+
+cdef int count(LandingDesk self, Flight flight) except -1:
+    cdef Scheduler scheduler = self.scheduler
+    scheduler.counters.batches += 1
+    if not flight.has_io:
+        return 0
+    flight.count_plan()
+    flight.record.extents = flight.batch.extents.size
+    flight.record.bytes_moved = flight.bytes_moved
+    flight.record.bytes_asked = flight.bytes_asked()
+    scheduler.counters.extents += flight.record.extents
+    scheduler.counters.duplicates += flight.duplicates
+    if flight.kind == READ:
+        scheduler.counters.bytes_moved += flight.bytes_moved
+    else:
+        scheduler.counters.bytes_written += flight.bytes_moved
+        scheduler.counters.bytes_superseded += flight.record.bytes_asked - flight.bytes_moved
+    return 0
+
+
+cdef int take_outcomes(Flight flight, const Tickets* tickets) except -1:
+    # From pieces to tickets. The first error of a ticket counts, and the shortest read.
+    cdef Py_ssize_t p
+    cdef int64_t outcome
+    cdef Ticket ticket
+    for p in range(flight.n):
+        if flight.failure is not None:
+            ticket = <Ticket>tickets.items[flight.owners[p]]
+            ticket.failure = flight.failure
+            continue
+        outcome = flight.piece_outcome(p)
+        if outcome == flight.lengths[p]:
+            continue
+        ticket = <Ticket>tickets.items[flight.owners[p]]
+        if outcome < 0:
+            ticket.error = ticket.error or <int>-outcome
+        else:
+            end_early(ticket, flight.pointers[p] + outcome, flight.offsets[p] + outcome,
+                      flight.offsets[p] + flight.lengths[p])
+    return 0
+
+
+cdef void end_early(Ticket ticket, char* memory, int64_t position, int64_t end) noexcept:
+    # The file ends at `position`, within a hole that goes on to `end`.
+    if position < ticket.zeros_until:
+        memset(memory, 0, min(end, ticket.zeros_until) - position)
+    ticket.got = min(ticket.got, max(<int64_t>0,
+                                     max(position, ticket.zeros_until) - ticket.offset))
+
+
+cdef int land_reads(LandingDesk self, Flight flight, list heard, list hubs) except -1:
+    cdef Ticket ticket
+    cdef Py_ssize_t piece
+    cdef int64_t outcome
+    self.flights.remove(flight)
+    if flight.failure is None:
+        count(self, flight)
+    take_outcomes(flight, &flight.reads.tickets)
+    for ticket, piece in flight.joined or ():
+        outcome = -EIO if flight.failure is not None else flight.piece_outcome(piece)
+        end_joined(self, ticket, flight.pointers[piece], flight.offsets[piece], outcome, heard,
+                   hubs)
+    flight.joined = None
+    return end_all(self, &flight.reads.tickets, heard, hubs)
+
+
+cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t offset,
+                    int64_t outcome, list heard, list hubs) except -1:
+    # outcome: the bytes at `memory`, from `offset` in the file, or -errno.
+    if outcome < 0:
+        # The fault may be in bytes that this one never asked for.
+        ticket.record = None
+        ticket.source = FROM_DEVICE
+        hold_read(self, ticket)
+        self.reads_due = self.reads_due or "demand"
+        return 0
+    ticket.got = min(ticket.got, max(<int64_t>0, offset + outcome - ticket.offset))
+    memcpy(ticket.memory, memory + (ticket.offset - offset), ticket.got)
+    return end_one(self, ticket, heard, hubs, 3)
+
+
+cdef int land_solo(LandingDesk self, Solo* solo, int64_t got) except -1:
+    cdef list heard = [], hubs = [], joined
+    cdef Ticket ticket
+    if solo.joined != NULL:
+        joined = <list>solo.joined
+        Py_DECREF(joined)
+        solo.joined = NULL
+        for ticket in joined:
+            end_joined(self, ticket, solo.memory, solo.offset, got, heard, hubs)
+    self.scheduler.go_on()
+    self.scheduler.drivers.land()
+    tell(heard, hubs)
+    return 0
+
+
+cdef int land_writes(LandingDesk self, Flight flight, list heard, list hubs) except -1:
+    self.window.flying = None
+    if flight.failure is None:
+        count(self, flight)
+    take_outcomes(flight, &flight.writes.tickets)
+    mark_superseded(flight)
+    return end_all(self, &flight.writes.tickets, heard, hubs)
+
+
+cdef void mark_superseded(Flight flight) noexcept:
+    cdef Ticket ticket
+    cdef Py_ssize_t p
+    if not flight.has_io or flight.failure is not None:
+        return
+    for p in range(flight.n):
+        ticket = <Ticket>flight.writes.tickets.items[flight.owners[p]]
+        # The ragged ends of direct writes are in no extent.
+        ticket.superseded = ticket.extent_end == 0 and flight.batch.ragged.size == 0
+
+
+cdef int land_sync(LandingDesk self, SyncFlight flight, list heard, list hubs) except -1:
+    cdef Ticket ticket
+    cdef int error = <int>-flight.operation.result if flight.operation.result < 0 else 0
+    self.sync_flying = False
+    self.scheduler.landed(1)
+    failure = None
+    try:
+        flight.lane.raise_pending()
+    except BaseException as raised:
+        failure = raised
+    self.scheduler.io.release(flight.lane)
+    if error:
+        self.poison = error
+    elif failure is None:
+        failure, self.deferred = self.deferred, None
+    for ticket in flight.tickets:
+        ticket.error = error
+        ticket.failure = failure
+        end_one(self, ticket, heard, hubs, 2)
+    if self.poison:
+        refuse_held(self)
+    return 0
