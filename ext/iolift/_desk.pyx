@@ -7,6 +7,8 @@
    Writes that pass the window by (`direct_writes`) are counted, and end that.
 2. Who waits for the one read that is held does it where it stands, and a read that is alone and in
    the page cache is answered at once: to hand either to a driver would cost twenty times as much.
+   Alone is who comes after a window's time without others, or after its answer to the last one was
+   looked at: a caller that asks and waits, asks and waits. Who only asks is held, for company.
 3. A ticket is withdrawn while it is held and nobody has seen its bytes.
 
 Who may call: any thread, with the GIL, which guards every field.
@@ -263,10 +265,12 @@ cdef int end_hold_of_reads(FileDesk self, int64_t now) except -1:
     if reads.tickets.size > scheduler.max_held_requests // 2:
         return self.dispatch_reads("count")
     if (reads.tickets.size == 1 and scheduler.flights == 0 and self.solos == NULL
-            and now - before > scheduler.read_window_ns):
+            and (now - before > scheduler.read_window_ns
+                 or (self.answers_at_once and not self.is_unasked))):
         if self.asks_cache and read_cached(self):
             return 0
-        return self.dispatch_reads("alone")
+        if now - before > scheduler.read_window_ns:
+            return self.dispatch_reads("alone")
     if not scheduler.arm(reads.since_ns + scheduler.read_window_ns):
         return self.dispatch_reads("alone")
     return 0
@@ -280,11 +284,13 @@ cdef bint read_cached(FileDesk self) except -1:
     if ticket.holes != NULL or size > MAX_CHUNK_BYTES or self.scheduler.is_shaped:
         return False
     got = iolift_read_cached(self.target.descriptor, ticket.memory, size, ticket.offset)
+    self.answers_at_once = got == size
     if got != size:
         # Also where the file ends: that is for a batch to find out.
         self.asks_cache = got >= 0 or got == -EAGAIN or got == -EINTR
         return False
     take_lone(self, ticket, "alone")
+    ticket.is_unasked = self.is_unasked = True
     ticket.record.landed_ns = self.scheduler.now()
     return end_now(self, ticket, 0) == 0
 
@@ -295,6 +301,8 @@ cdef int take_lone(FileDesk self, Ticket ticket, str reason) except -1:
     cdef Record record = Record.__new__(Record)
     self.window.drop_reads()
     self.reads_due = None
+    if self.is_empty():
+        scheduler.disarm()
     scheduler.batch_number += 1
     record.number = scheduler.batch_number
     record.reason = reason

@@ -29,7 +29,8 @@ cdef struct Roster:
     Py_ssize_t queued
     int live                    # threads that run
     int idle                    # ... and sleep on `work`
-    int64_t wake_at             # on_time is due then; INT64_MAX: never
+    int64_t wake_at             # the keeper's alarm; INT64_MAX: none
+    int64_t due_at              # when on_time is to be called; INT64_MAX: never
     bint keeper                 # one of the idle is awake for wake_at
     bint stopping
     # Whoever waits for something to land sleeps here until `landings` changes.
@@ -46,6 +47,7 @@ cdef class Drivers:
     cdef int max_threads
     cdef bint push(self, Job job) except -1
     cdef bint call_at(self, int64_t when_ns) except -1
+    cdef void call_off(self) noexcept
     cdef bint is_driver(self)
     cdef uint32_t landings(self) noexcept
     cdef void land(self) noexcept

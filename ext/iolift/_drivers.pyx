@@ -2,7 +2,8 @@
 
 1. Threads start when there is more to do than idle ones can take, up to max_threads, and sleep
    without a timeout when there is nothing: an idle coalescer never wakes up.
-2. One sleeper at most watches the clock, and only while wake_at says that something is held.
+2. One sleeper at most watches the clock, and only while wake_at says so. An alarm that was called
+   off meanwhile, or put off, costs nobody the GIL.
 3. A job is executed once, then finished once, by the same thread; jobs begin in the order of push.
 4. The mutex guards the roster. Whoever holds it never waits for the GIL, so it may be taken with
    the GIL held.
@@ -13,6 +14,7 @@ import threading
 import weakref
 
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
@@ -79,6 +81,7 @@ cdef Order next_order(Roster* roster, PyObject** job) noexcept nogil:
     # Sleeps until there is something to do. Of several idle threads one keeps the time.
     cdef Order order = STOP
     cdef bint keeps
+    cdef int64_t now
     pthread_mutex_lock(&roster.mutex)
     while not roster.stopping:
         if roster.first != NULL:
@@ -87,10 +90,14 @@ cdef Order next_order(Roster* roster, PyObject** job) noexcept nogil:
             roster.queued -= 1
             order = EXECUTE
             break
-        if roster.wake_at != INT64_MAX and iolift_now_ns() >= roster.wake_at:
-            roster.wake_at = INT64_MAX
-            order = TIME
-            break
+        if roster.wake_at != INT64_MAX:
+            now = iolift_now_ns()
+            if now >= roster.due_at:
+                roster.wake_at = roster.due_at = INT64_MAX
+                order = TIME
+                break
+            if now >= roster.wake_at:
+                roster.wake_at = roster.due_at
         keeps = not roster.keeper and roster.wake_at != INT64_MAX
         if keeps:
             roster.keeper = True
@@ -117,7 +124,7 @@ cdef class Drivers:
         pthread_cond_init(&self.roster.work, &attributes)
         pthread_cond_init(&self.roster.landed, &attributes)
         pthread_condattr_destroy(&attributes)
-        self.roster.wake_at = INT64_MAX
+        self.roster.wake_at = self.roster.due_at = INT64_MAX
         self.timed = weakref.ref(timed)
         self.idents = set()
         self.generation = fork_generation()
@@ -161,6 +168,7 @@ cdef class Drivers:
         if roster.live == 0:
             start_thread(self)
         pthread_mutex_lock(&roster.mutex)
+        roster.due_at = min(roster.due_at, when_ns)
         if when_ns < roster.wake_at:
             roster.wake_at = when_ns
             if roster.keeper:
@@ -170,8 +178,12 @@ cdef class Drivers:
         pthread_mutex_unlock(&roster.mutex)
         return roster.live > 0 and not roster.stopping
 
+    cdef void call_off(self) noexcept:
+        # Nothing is due. Who keeps the time may not have seen it when it wakes: no harm.
+        self.roster.due_at = INT64_MAX
+
     cdef bint is_driver(self):
-        return threading.get_ident() in self.idents
+        return PyThread_get_thread_ident() in self.idents
 
     cdef uint32_t landings(self) noexcept:
         return self.roster.landings
@@ -218,7 +230,7 @@ cdef class Drivers:
         cdef Roster* roster = self.roster
         cdef PyObject* found = NULL
         cdef Order order = TIME
-        ident = threading.get_ident()
+        ident = PyThread_get_thread_ident()
         self.idents.add(ident)
         while order != STOP:
             with nogil:

@@ -45,7 +45,6 @@ cdef class Scheduler(Timed):
     cdef Bucket bytes_bucket
     cdef bint is_shaped
     cdef object clock                   # the tests' clock, or None
-    cdef int64_t armed_at
     cdef set desks                      # those that hold something
     cdef object trace                   # list of int64[k, 3], or None
     cdef object parked                  # collections.deque of Tickets
@@ -54,6 +53,7 @@ cdef class Scheduler(Timed):
 
     cdef int64_t now(self) except -1
     cdef bint arm(self, int64_t when_ns) except -1
+    cdef void disarm(self) noexcept
     cdef bint has_room(self) noexcept
     cdef bint is_full(self, int64_t size) noexcept
     cdef int64_t ready_at(self) noexcept

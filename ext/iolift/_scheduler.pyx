@@ -14,7 +14,6 @@
 Who may call: any thread, with the GIL, which guards every field.
 """
 
-import asyncio
 import collections
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -24,7 +23,7 @@ from libc.string cimport memset
 from ._backend cimport Backend, fork_generation
 from ._drivers cimport Drivers, Job
 from ._system cimport iolift_bit_length, iolift_now_ns
-from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket
+from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket, is_on_a_loop
 from .errors import ForkedError
 
 cdef enum:
@@ -33,8 +32,6 @@ cdef enum:
     SIGNAL_CHECK_NS = 50000000
 
 cdef double BURST_SECONDS = 0.1
-
-cdef object running_loop = asyncio._get_running_loop
 
 
 cdef void count_time(int64_t* histogram, int64_t ns) noexcept nogil:
@@ -85,7 +82,6 @@ cdef class Scheduler(Timed):
                                          <Py_ssize_t>self.operations_bucket.burst)
         if max_bytes_per_s is not None:
             self.max_held_bytes = min(max_held_bytes, <int64_t>self.bytes_bucket.burst)
-        self.armed_at = INT64_MAX
         self.desks = set()
         self.parked = collections.deque()
         self.hubs = []
@@ -106,7 +102,7 @@ cdef class Scheduler(Timed):
         # The ticket's request is held when this returns, or parked.
         cdef int64_t size = ticket.end - ticket.offset
         while self.is_full(size) or self.parked:
-            if running_loop() is not None or self.drivers.is_driver():
+            if is_on_a_loop() or self.drivers.is_driver():
                 self.parked.append(ticket)
                 desk.parked_here += 1
                 ticket.state = PARKED
@@ -151,16 +147,15 @@ cdef class Scheduler(Timed):
 
     cdef bint arm(self, int64_t when_ns) except -1:
         # False: nobody keeps the time (the interpreter ends, no thread can be had).
-        if when_ns < self.armed_at:
-            self.armed_at = when_ns
-            if self.clock is None and not self.drivers.call_at(when_ns):
-                self.armed_at = INT64_MAX
-                return False
-        return True
+        return self.clock is not None or self.drivers.call_at(when_ns)
+
+    cdef void disarm(self) noexcept:
+        # After a window was emptied by hand.
+        if len(self.desks) == 1:
+            self.drivers.call_off()
 
     cdef void on_time(self) noexcept:
         cdef int64_t now, soonest = INT64_MAX
-        self.armed_at = INT64_MAX
         now = self.now()
         for desk in list(self.desks):
             soonest = min(soonest, (<Desk>desk).go_on_time(now))

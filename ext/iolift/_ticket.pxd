@@ -43,6 +43,7 @@ cdef class Ticket:
     cdef Source source
     cdef bint seen              # of a write: a later read has bytes of it
     cdef bint is_into           # of a read: `owner` is the caller's buffer, the result a count
+    cdef bint is_unasked        # of a read: answered where it was submitted, not looked at yet
     cdef bint superseded        # of a write: none of its bytes was moved
     cdef bint poisoned
     cdef int error              # errno, 0: none
@@ -79,6 +80,9 @@ cdef class Desk:
     # for flights:
     cdef Batch make_batch(self, Kind kind, Py_ssize_t n)
     cdef int landed(self, Job flight) except -1
+    # Whether the last read was answered where it was submitted, and whether its caller has looked.
+    cdef bint answers_at_once
+    cdef bint is_unasked
     # for the scheduler:
     cdef Py_ssize_t parked_here
     cdef int take(self, Ticket ticket) except -1
@@ -110,11 +114,13 @@ cdef class Awaiter:
     cdef bint fired
     cdef object cancel_message
     cdef bint is_cancelled
+    cdef object cancellation(self)
 
 
 # Ends: the state is set already. Appends to `heard` what must be told: Awaiters go to their hubs,
 # callables are called by `tell`, after all that the end of the ticket changes is done.
 cdef int end_ticket(Ticket ticket, list heard, list hubs) except -1
 cdef void tell(list heard, list hubs) noexcept
+cdef bint is_on_a_loop() except -1
 cdef object outcome(Ticket ticket)
 cdef bint is_observed(Ticket ticket, Py_ssize_t own) noexcept

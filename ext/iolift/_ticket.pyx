@@ -13,8 +13,7 @@
 Who may call: any thread, with the GIL, which guards every field.
 """
 
-import asyncio
-import concurrent.futures
+import sys
 
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
@@ -35,9 +34,8 @@ cdef dict STATES = {NEW: "new", PARKED: "parked", HELD: "held", FLYING: "flying"
 cdef dict KINDS = {READ: "read", WRITE: "write", SYNC: "sync"}
 cdef dict SOURCES = {FROM_DEVICE: "device", FROM_OVERLAY: "overlay", FROM_JOIN: "joined"}
 
-cdef object get_running_loop = asyncio.get_running_loop
-cdef object CancelledError = concurrent.futures.CancelledError
-cdef object AsyncioCancelledError = asyncio.CancelledError
+# asyncio is imported when the first ticket is awaited: it takes longer to load than iolift.
+cdef object get_running_loop = None
 
 
 cdef class Desk:
@@ -134,6 +132,7 @@ cdef class Ticket:
         """
         if self.state < DONE:
             self.desk.wait(self, timeout)
+        note_asked(self)
         return outcome(self)
 
     def exception(self, timeout=None):
@@ -144,7 +143,7 @@ cdef class Ticket:
         if self.state < DONE:
             self.desk.wait(self, timeout)
         if self.state == CANCELLED:
-            raise CancelledError
+            raise cancelled_error()
         return error_of(self)
 
     def cancel(self):
@@ -175,6 +174,7 @@ cdef class Ticket:
     def __await__(self):
         cdef Awaiter awaiter = Awaiter.__new__(Awaiter)
         awaiter.ticket = self
+        note_asked(self)
         return awaiter
 
     def explain(self):
@@ -213,6 +213,12 @@ cdef class Ticket:
         return f"<iolift.Ticket {what}: {STATES[self.state]}>"
 
 
+cdef inline void note_asked(Ticket ticket) noexcept:
+    # Who asks at once is served at once the next time, too.
+    if ticket.is_unasked:
+        ticket.is_unasked = ticket.desk.is_unasked = False
+
+
 cdef object error_of(Ticket ticket):
     if ticket.failure is not None:
         return ticket.failure
@@ -221,9 +227,14 @@ cdef object error_of(Ticket ticket):
     return None
 
 
+cdef object cancelled_error():
+    from concurrent.futures import CancelledError
+    return CancelledError()
+
+
 cdef object outcome(Ticket ticket):
     if ticket.state == CANCELLED:
-        raise CancelledError
+        raise cancelled_error()
     if ticket.error or ticket.failure is not None:
         raise error_of(ticket)
     if ticket.kind == SYNC:
@@ -291,6 +302,22 @@ cdef void report(object error, object place) noexcept:
 
 # ---------------------------------------------------------------------------------------- asyncio
 
+cdef object running_loop():
+    global get_running_loop
+    if get_running_loop is None:
+        from asyncio import get_running_loop as found
+        get_running_loop = found
+    return get_running_loop()
+
+
+cdef bint is_on_a_loop() except -1:
+    # Whether the caller is a coroutine, or a callback: then it must not be kept waiting.
+    if "asyncio" not in sys.modules:
+        return False
+    from asyncio import _get_running_loop
+    return _get_running_loop() is not None
+
+
 cdef class Hub:
     def __cinit__(self):
         self.ready = []
@@ -351,7 +378,7 @@ cdef class Awaiter:
                 raise RuntimeError("await wasn't used with future")
             raise StopIteration(self.result())
         ticket.desk.check_process()
-        hub = ticket.desk.hub_of(get_running_loop())
+        hub = ticket.desk.hub_of(running_loop())
         self.hub = hub
         hub.pending += 1
         if ticket.awaiter is None:
@@ -406,18 +433,19 @@ cdef class Awaiter:
         return True
 
     def result(self):
-        if self.is_cancelled:
-            if self.cancel_message is None:
-                raise AsyncioCancelledError
-            raise AsyncioCancelledError(self.cancel_message)
-        if self.ticket.state == CANCELLED:
-            raise AsyncioCancelledError
+        if self.cancelled():
+            raise self.cancellation()
         return outcome(self.ticket)
 
     def exception(self):
-        if self.is_cancelled or self.ticket.state == CANCELLED:
-            raise AsyncioCancelledError
+        if self.cancelled():
+            raise self.cancellation()
         return error_of(self.ticket)
+
+    cdef object cancellation(self):
+        from asyncio import CancelledError
+        return CancelledError() if self.cancel_message is None \
+            else CancelledError(self.cancel_message)
 
 
 cdef void forget(Awaiter self) noexcept:
