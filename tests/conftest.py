@@ -2,8 +2,8 @@
 
 `backend` runs a test three times: "uring" (skipped with iolift's reason where the kernel forbids
 it), "posix", and "hosted": a simulated disk without faults that queues most operations and
-completes them out of order. `make_file` writes known bytes. Every simulated disk that a test
-makes through `backend` is checked when the test ends.
+completes them out of order. `make_file` writes known bytes, `make_zeros` none. Every simulated
+disk that a test makes through `backend` is checked when the test ends.
 """
 
 from __future__ import annotations
@@ -100,6 +100,19 @@ def make_file(tmp_path: Path) -> Callable[..., tuple[Path, bytes]]:
         path = tmp_path / name
         path.write_bytes(content)
         return path, content
+
+    return make
+
+
+@pytest.fixture
+def make_zeros(tmp_path: Path) -> Callable[[int], Path]:
+    """make_zeros(size) -> the path of a file of zeros, which takes no room on the disk."""
+
+    def make(size: int) -> Path:
+        path = tmp_path / "zeros"
+        path.touch()
+        os.truncate(path, size)
+        return path
 
     return make
 

@@ -107,6 +107,7 @@ class FaultyDisk:
         self.reaps = 0
         self.busy_answers = 0
         self.deepest = 0
+        self.most_bytes = 0
         self.lock = threading.RLock()
 
     # ------------------------------------------------------------------------------ making faults
@@ -184,6 +185,7 @@ class FaultyDisk:
             op.ready = self.reaps + self.random.randint(0, self.delay)
             self.queued.append(op)
             self.deepest = max(self.deepest, len(self.queued))
+            self.most_bytes = max(self.most_bytes, sum(op.length for op in self.queued))
             if len(self.queued) > self.depth:
                 self._breach(f"{len(self.queued)} queued, depth {self.depth}")
             return "queued"

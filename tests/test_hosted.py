@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from faulty import FaultyDisk
 from oracle import FileOracle, same_reads
@@ -79,6 +80,24 @@ def test_what_the_host_raises_is_raised_and_all_is_drained(
         path.write_bytes(content)
         same_reads(f, FileOracle(content), OFFSETS, LENGTHS)
     assert not left
+    disk.check()
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+@pytest.mark.parametrize("ranges", ["one", "many"])
+def test_bytes_in_flight_are_bounded(make_zeros: Any, kind: str, ranges: str) -> None:
+    """An interrupt waits for what is in flight, however deep the device is: 32 MiB, and never
+    more than a chunk above it. Less would leave the device idle."""
+    size, most, chunk = 48 << 20, 32 << 20, 4 << 20
+    disk = FaultyDisk(depth=128)
+    rows = np.zeros(size, np.uint8)
+    offsets, length = ([0], size) if ranges == "one" else (range(0, size, chunk), chunk - 4096)
+    with iolift.open(make_zeros(size), "r+", backend=disk, depth=128) as f:
+        if kind == "read":
+            f.read_ranges(offsets, length, out=rows[: len(offsets) * length])
+        else:
+            f.write_ranges(offsets, rows[: len(offsets) * length], lengths=length)
+    assert most <= disk.most_bytes < most + chunk
     disk.check()
 
 

@@ -7,7 +7,6 @@ pipes, events and waitpid say when the other side is there.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -169,7 +168,7 @@ def test_multiprocessing(make_file: Any, method: str, backend_name: str, monkeyp
         assert bytes(f.read_ranges(range(0, 6400, 64), 32)) == expected
 
 
-HANDLER_FORKS = """
+FORKS_IN_A_HANDLER = """
     import os, signal, sys, numpy as np, iolift
     path, backend = sys.argv[1:]
     f = iolift.open(path, backend=backend)
@@ -177,20 +176,29 @@ HANDLER_FORKS = """
     out = np.empty((len(offsets), 128), np.uint8)
     me, children = os.getpid(), []
 
-    def handler(*_):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        pid = os.fork()
-        if pid:
-            children.append(pid)
-
-    signal.signal(signal.SIGALRM, handler)
-    refused = False
-    while not children and os.getpid() == me:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        try:
+    def read_until_forked(in_child):
+        def handler(*_):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pid = os.fork()
+            if pid:
+                children.append(pid)
+            else:
+                in_child()
+        signal.signal(signal.SIGALRM, handler)
+        while not children and os.getpid() == me:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
             f.read_ranges(offsets, 128, out=out)        # the child comes back in here
-        except iolift.ForkedError:
-            refused = True
+            signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+HANDLER_FORKS = (
+    FORKS_IN_A_HANDLER
+    + """
+    refused = False
+    try:
+        read_until_forked(lambda: None)
+    except iolift.ForkedError:
+        refused = True
     if os.getpid() != me:
         try:
             f.pread(1, 0)
@@ -202,14 +210,22 @@ HANDLER_FORKS = """
     f.read_ranges(offsets, 128, out=out)
     f.close()
 """
+)
+
+HANDLER_FORKS_AND_LEAVES = (
+    FORKS_IN_A_HANDLER
+    + """
+    read_until_forked(lambda: sys.exit(3))
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 3
+"""
+)
 
 
 @pytest.mark.parametrize("backend_name", REAL)
-def test_a_signal_handler_that_forks(tmp_path: Path, backend_name: str) -> None:
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 1 << 26)
-    child.run(HANDLER_FORKS, path, backend_name)
+@pytest.mark.parametrize("code", [HANDLER_FORKS, HANDLER_FORKS_AND_LEAVES], ids=["stays", "leaves"])
+def test_a_signal_handler_that_forks(make_zeros: Any, code: str, backend_name: str) -> None:
+    """In the child the call is refused, unless the handler raised: that is raised there."""
+    child.run(code, make_zeros(1 << 26), backend_name)
 
 
 # ------------------------------------------------------------------------------------- signals
@@ -243,10 +259,8 @@ LONG_READS = """
 
 @pytest.mark.parametrize("depth", [1, 64])
 @pytest.mark.parametrize("backend_name", REAL)
-def test_ctrl_c(tmp_path: Path, backend_name: str, depth: int) -> None:
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 1 << 26)
+def test_ctrl_c(make_zeros: Any, backend_name: str, depth: int) -> None:
+    path = make_zeros(1 << 26)
     code = textwrap.dedent(LONG_READS)
     with subprocess.Popen(
         [sys.executable, "-c", code, str(path), backend_name, str(depth)],
@@ -336,18 +350,15 @@ HANDLERS = """
 
 @pytest.mark.parametrize("case", ["raises", "uses the file", "moves the position", "closes"])
 @pytest.mark.parametrize("backend_name", REAL)
-def test_a_signal_handler(tmp_path: Path, backend_name: str, case: str) -> None:
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 1 << 25)
-    child.run(HANDLERS, path, backend_name, "buffered", case)
+def test_a_signal_handler(make_zeros: Any, backend_name: str, case: str) -> None:
+    child.run(HANDLERS, make_zeros(1 << 25), backend_name, "buffered", case)
 
 
 @pytest.mark.parametrize("backend_name", REAL)
-def test_a_signal_handler_that_uses_the_same_direct_file(tmp_path: Path, backend_name: str) -> None:
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 1 << 25)
+def test_a_signal_handler_that_uses_the_same_direct_file(
+    make_zeros: Any, backend_name: str
+) -> None:
+    path = make_zeros(1 << 25)
     try:
         iolift.open(path, direct=True).close()
     except OSError as error:
@@ -427,11 +438,9 @@ LEAKS = """
 
 @pytest.mark.parametrize("backend_name", REAL)
 def test_what_is_dropped_leaves_no_thread_descriptor_or_ring(
-    tmp_path: Path, backend_name: str
+    make_zeros: Any, backend_name: str
 ) -> None:
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 200 << 16)
+    path = make_zeros(200 << 16)
     assert child.run(LEAKS, path, backend_name) == "True\n"
 
 
@@ -457,47 +466,11 @@ EXIT = """
 
 
 @pytest.mark.parametrize("backend_name", REAL)
-def test_exit_with_everything_open_is_clean(tmp_path: Path, backend_name: str) -> None:
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 200 << 16)
+def test_exit_with_everything_open_is_clean(make_zeros: Any, backend_name: str) -> None:
+    path = make_zeros(200 << 16)
     for _ in range(3):
         assert child.run(EXIT, path, backend_name) == ""
     assert path.read_bytes()[:7] == b"at exit"
-
-
-HANDLER_FORKS_AND_LEAVES = """
-    import os, signal, sys, numpy as np, iolift
-    path, backend = sys.argv[1:]
-    f = iolift.open(path, backend=backend)
-    offsets = np.arange(0, 1 << 26, 256)
-    out = np.empty((len(offsets), 128), np.uint8)
-    children = []
-
-    def handler(*_):
-        pid = os.fork()
-        if pid == 0:
-            sys.exit(3)
-        children.append(pid)
-
-    signal.signal(signal.SIGALRM, handler)
-    while not children:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        f.read_ranges(offsets, 128, out=out)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    assert set(statuses) == {3}, statuses
-"""
-
-
-@pytest.mark.parametrize("backend_name", REAL)
-def test_what_a_handler_raises_in_a_forked_child_is_raised(
-    tmp_path: Path, backend_name: str
-) -> None:
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 1 << 26)
-    child.run(HANDLER_FORKS_AND_LEAVES, path, backend_name)
 
 
 SMALL_STACK = """

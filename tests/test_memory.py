@@ -8,7 +8,7 @@ the interpreter grows.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import child
 import numpy as np
@@ -16,9 +16,6 @@ import pytest
 from conftest import unavailable
 
 import iolift
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     "IOLIFT_SANITIZED" in os.environ, reason="the sanitizer's own memory can't be told from ours"
@@ -93,12 +90,10 @@ ring = pytest.mark.skipif(bool(unavailable("uring")), reason="no ring")
     [("posix", case) for case in CASES]
     + [pytest.param("uring", case, marks=ring) for case in WITH_A_RING],
 )
-def test_peak_memory(tmp_path: Path, backend_name: str, case: str) -> None:
+def test_peak_memory(make_zeros: Any, backend_name: str, case: str) -> None:
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("the high-water mark can't be set back here")
-    path = tmp_path / "zeros"
-    path.touch()
-    os.truncate(path, 64 << 20)
+    path = make_zeros(64 << 20)
     peak = int(child.run(MEASURE, path, backend_name, case, REQUESTS))
     allowed = PER_REQUEST * REQUESTS + FIXED + MARGIN
     per_request = (peak - FIXED) / REQUESTS

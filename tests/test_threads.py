@@ -206,10 +206,8 @@ CLOSERS = """
 
 
 @pytest.mark.parametrize("backend_name", REAL)
-def test_two_threads_close_one_coalescer(tmp_path: Path, backend_name: str) -> None:
-    path = tmp_path / "sparse"
-    path.touch()
-    os.truncate(path, 64 << 16)
+def test_two_threads_close_one_coalescer(make_zeros: Any, backend_name: str) -> None:
+    path = make_zeros(64 << 16)
     child.run(CLOSERS, path, backend_name)
 
 
