@@ -215,6 +215,34 @@ def test_random_batches_of_writes(backend: Any, direct_dir: Path, order: str, se
             assert path.read_bytes() == model
 
 
+def test_more_blocks_than_one_call_has_segments(backend: Any, direct_dir: Path) -> None:
+    content = bytearray(random.Random(2).randbytes(1100 * 4096))
+    path = direct_dir / "data"
+    path.write_bytes(content)
+    with backend.open(path, "r+", direct=True, max_io=1 << 24) as f:
+        block = f.alignment[1]
+        offsets = [i * block for i in range(1100)]
+        random.Random(3).shuffle(offsets)  # neighbours on the device are none in memory
+        rows = f.read_ranges(offsets, block)
+        assert rows.tobytes() == b"".join(content[o : o + block] for o in offsets)
+        assert f.write_ranges(offsets, rows[::-1].copy()) == 1100 * block
+    for o, row in zip(offsets, rows[::-1], strict=True):
+        content[o : o + block] = row.tobytes()
+    assert path.read_bytes() == content
+
+
+def test_a_hole_that_is_wider_than_the_bounce_buffer(backend: Any, direct_dir: Path) -> None:
+    content = random.Random(4).randbytes(400_000)
+    path = direct_dir / "data"
+    path.write_bytes(content)
+    with backend.open(path, direct=True, gap=1 << 20) as f:
+        memory, block = f.alignment
+        first = max(memory, block)
+        offsets, lengths = [10, 80 * 4096], [first, 2 * block]  # the second one sits right
+        expected = b"".join(content[o : o + n] for o, n in zip(offsets, lengths, strict=True))
+        assert f.read_ranges(offsets, lengths).tobytes() == expected
+
+
 def test_ragged_writes_of_many_threads_share_pages(backend: Any, direct_dir: Path) -> None:
     # Each thread owns every 13th stretch of 100 bytes: all pages are written by all of them.
     path = direct_dir / "data"

@@ -241,3 +241,64 @@ def test_an_object_that_was_never_initialised_is_an_error_not_a_crash() -> None:
         print("alive")
     """)
     assert said == "alive\n"
+
+
+# ------------------------------------------------------------- what the kernel or the sizes forbid
+
+
+def test_lengths_whose_sum_is_too_large_are_named() -> None:
+    with pytest.raises(ValueError, match=r"lengths\[2\] = .* the sum of the lengths is past"):
+        iolift.plan([0, 1, 2], [1 << 61, 1 << 62, 1 << 62])
+
+
+def test_a_result_that_no_memory_holds(make_file: Any) -> None:
+    path, content = make_file(100)
+    with iolift.open(path) as f:
+        with pytest.raises(MemoryError):
+            f.read_ranges([0], 2**63 - 4096)
+        assert f.pread(100, 0) == content
+
+
+def test_one_buffer_is_no_sequence_of_buffers(make_file: Any) -> None:
+    path, content = make_file(100)
+    with iolift.open(path, "r+") as f:
+        for one in (b"ab", bytearray(2), memoryview(b"ab")):
+            with pytest.raises(TypeError, match=f"sequence of buffers, not {type(one).__name__}"):
+                f.pwritev(one, 0)
+    assert path.read_bytes() == content
+
+
+def test_a_refused_truncate_names_the_file(make_file: Any) -> None:
+    path, content = make_file(100)
+    with iolift.open(path, "r+") as f:
+        with pytest.raises(OSError, match="File too large") as caught:
+            f.truncate(2**63 - 1)
+        assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("closed", ["file", "coalescer"])
+def test_a_descriptor_that_somebody_else_closed(make_file: Any, closed: str) -> None:
+    """Closing says so, names the file, and closes all else nevertheless."""
+    path, content = make_file(100)
+    other, _ = make_file(100, name="other")
+    c = iolift.Coalescer()
+    f, g = c.open(path), c.open(other)
+    os.close(f.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        (f if closed == "file" else c).close()
+    assert (caught.value.errno, caught.value.filename) == (errno.EBADF, str(path))
+    with pytest.raises(ValueError, match="closed"):
+        f.pread(1, 0)
+    if closed == "coalescer":
+        with pytest.raises(ValueError, match="closed"):
+            g.pread(1, 0)
+        assert c.closed
+    c.close()
+    with iolift.open(path) as f:
+        assert f.pread(100, 0) == content
+
+
+def test_options_are_what_was_asked_for() -> None:
+    with iolift.Coalescer(order="fifo", gap=7, max_io=12_345, depth=9) as c:
+        assert (c.order, c.gap, c.max_io, c.depth) == ("fifo", 7, 12_345, 9)
