@@ -302,3 +302,34 @@ def test_a_descriptor_that_somebody_else_closed(make_file: Any, closed: str) -> 
 def test_options_are_what_was_asked_for() -> None:
     with iolift.Coalescer(order="fifo", gap=7, max_io=12_345, depth=9) as c:
         assert (c.order, c.gap, c.max_io, c.depth) == ("fifo", 7, 12_345, 9)
+
+
+def test_what_open_refuses(make_file: Any) -> None:
+    path, _ = make_file(8192)
+    fd, direct = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with iolift.Coalescer() as c:
+        refused: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+            (path, {"coalescer": c, "gap": 5}, TypeError, "'gap'.* can't be set"),
+            (path, {"coalescer": "posix"}, TypeError, "an iolift.Coalescer, not 'posix'"),
+            (path, {"closefd": False}, ValueError, "needs a file descriptor, not a path"),
+            (-1, {}, ValueError, "path = -1 is no file descriptor"),
+            (True, {}, ValueError, "path = True is no file descriptor"),
+            (fd, {"direct": True}, ValueError, f"path = {fd}: .* a descriptor with O_DIRECT"),
+            (direct, {}, ValueError, f"path = {direct}: .* needs direct=True"),
+        ]
+        for what, options, error, message in refused:
+            with pytest.raises(error, match=message):
+                iolift.open(what, **options)
+    # And what was refused is still the caller's.
+    assert os.pread(fd, 1, 0)
+    os.close(fd)
+    os.close(direct)
+
+
+def test_a_file_says_what_it_is(make_file: Any) -> None:
+    path, _ = make_file(100)
+    with iolift.open(path) as f:
+        assert repr(f) == f"<iolift.File name={str(path)!r} mode='rb' direct=False>"
+        with pytest.raises(TypeError, match=r"offset must be an integer, not 1\.5"):
+            f.seek(1.5)
+    assert repr(f) == "<iolift.File closed mode='rb'>"
