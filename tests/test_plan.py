@@ -261,6 +261,38 @@ def test_stress_many(kind: str) -> None:
     invariants(plan, offsets, lengths, 30_000)
 
 
+@pytest.mark.parametrize("n", [2047, 2048, 2049, 40_000, 300_000])
+@pytest.mark.parametrize("spread", [1, 2, 31, 32, 33, 5000])
+def test_stress_one_length(n: int, spread: int) -> None:
+    """Blocks and overlapping rows, close together and far apart: three ways to the same plan."""
+    rng = np.random.default_rng([n, spread])
+    keys = rng.integers(0, max(n * spread, 2), n)
+    keys[: n // 10] = n * spread + np.arange(n // 10)  # a run that max_io has to cut
+    for unit, length in ((4096, 4096), (4096, 100), (1, 1), (64, 160), (3, 3)):
+        offsets = keys * unit + int(rng.integers(0, 1 << 40)) * unit
+        for gap, max_io in ((0, 1 << 20), (2 * unit, 5 * length), (unit, length), (0, 1 << 62)):
+            start = int(rng.choice(offsets))
+            plan = iolift.plan(offsets, length, gap=gap, max_io=max_io, start=start)
+            sizes = np.full(n, length)
+            same(plan, fast_plan(offsets, sizes, gap, max_io, start))
+            invariants(plan, offsets, sizes, max_io)
+    assert plan.count is plan.count
+
+
+def test_one_length_where_one_bucket_has_almost_all() -> None:
+    """No distribution makes it slow or wrong: outliers leave everything else in one bucket."""
+    rng = np.random.default_rng(9)
+    n = 100_000
+    for offsets in (
+        np.r_[rng.integers(0, 1 << 20, n), MAX_OFFSET - 8],
+        np.r_[rng.integers(0, 1 << 20, n) * 512, 1 << 42],
+        np.r_[np.full(n, 7), 1 << 42],
+        np.r_[(1 << 40) + rng.integers(-9000, 9000, n)],
+    ):
+        plan = iolift.plan(offsets, 5, gap=1, max_io=300)
+        same(plan, fast_plan(offsets, np.full(len(offsets), 5), 1, 300))
+
+
 @pytest.mark.parametrize("kind", STRESS)
 def test_stress_fifo_of_sorted_requests_is_the_elevator(kind: str) -> None:
     rng = np.random.default_rng(5)

@@ -15,7 +15,8 @@ take no lock and touch no Python object, so whoever owns the arrays may call the
                                                     ^ gap: joined when it is not wider than that
 
 One pass after the sort (_sort.pyx): O(n). A large plan goes through in blocks, because memory that
-is touched for the first time costs more than the work itself.
+is touched for the first time costs more than the work itself. Many requests of one length have a
+shorter way (_even.pyx).
 """
 
 import numpy as np
@@ -25,15 +26,18 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memmove, memset
 
 from ._arguments cimport Ranges, parse_int, parse_ranges
+from ._dense cimport is_dense, plan_dense
+from ._even cimport EVEN_FROM, EvenPlan, are_disjoint, plan_even
 from ._request cimport Extent, Request, align_down, align_up
-from ._system cimport iolift_prefetch_write
 from ._sort cimport (
-    ORDER_ELEVATOR, ORDER_FIFO, Order, Stream, close_stream, next_block, open_stream, parse_order,
+    ORDER_ELEVATOR, ORDER_FIFO, Order, Packing, choose_packing, load_requests, parse_order,
 )
+from ._system cimport iolift_allocate, iolift_prefetch_write
 
 
 cdef enum:
     PREFETCH = 24               # requests ahead
+    BLOCK = 2048                # requests at a time: so many extents, at most, before they leave
 
 
 # ---------------------------------------------------------------------------------------- merging
@@ -151,8 +155,15 @@ cdef class Plan:
     bytes_asked: the sum of the requests' lengths. bytes_unique: the size of their union.
     bytes_moved: the sum of the extents' lengths. duplicates: requests equal to an earlier one.
     """
-    cdef readonly object offsets, lengths, first, count
+    cdef readonly object offsets, lengths, first
+    cdef object _count          # None: all ones, made when somebody asks
     cdef readonly int64_t bytes_asked, bytes_unique, bytes_moved, duplicates
+
+    @property
+    def count(self):
+        if self._count is None:
+            self._count = np.ones(self.first.shape[0], np.int64)
+        return self._count
 
     def __len__(self):
         return self.offsets.shape[0]
@@ -202,39 +213,46 @@ cdef void drain(Merger* merger, bint everything, int64_t* offsets,
         memmove(items, items + n, merger.extents.size * sizeof(Extent))
 
 
+cdef Request* load_all(Ranges ranges, Order order, Py_ssize_t* n) noexcept nogil:
+    # To be freed by the caller; NULL when out of memory.
+    cdef Request* requests = <Request*>iolift_allocate(ranges.n * sizeof(Request))
+    if requests == NULL:
+        return NULL
+    n[0] = load_requests(ranges.offsets, ranges.lengths, ranges.length, ranges.n, order, requests)
+    if n[0] < 0:
+        free(requests)
+        return NULL
+    return requests
+
+
 cdef int merge_all(Ranges ranges, Order order, Merger* merger, Tally* tally, int64_t* offsets,
                    int64_t* lengths, int64_t* first, int64_t* count) noexcept nogil:
-    cdef const Request* block = NULL
-    cdef Py_ssize_t n
-    cdef Stream* stream = open_stream(ranges.offsets, ranges.lengths, ranges.length, ranges.n,
-                                      order)
-    cdef int status = -1 if stream == NULL else 0
-    while status == 0:
-        n = next_block(stream, &block)
-        if n == 0:
-            break
-        status = merge_block(merger, block, n, first, count)
+    cdef Py_ssize_t n = 0, i = 0, size
+    cdef int status = 0
+    cdef Request* requests = load_all(ranges, order, &n)
+    if requests == NULL:
+        return -1
+    while i < n and status == 0:
+        size = min(BLOCK, n - i)
+        status = merge_block(merger, requests + i, size, first, count)
         if order == ORDER_ELEVATOR:
-            tally_block(tally, block, n)
+            tally_block(tally, requests + i, size)
         drain(merger, False, offsets, lengths)
+        i += size
+    free(requests)
     end_merge(merger)
     drain(merger, True, offsets, lengths)
-    close_stream(stream)
     if status == 0 and order == ORDER_FIFO:
-        stream = open_stream(ranges.offsets, ranges.lengths, ranges.length, ranges.n,
-                             ORDER_ELEVATOR)
-        status = -1 if stream == NULL else 0
-        while status == 0:
-            n = next_block(stream, &block)
-            if n == 0:
-                break
-            tally_block(tally, block, n)
-        close_stream(stream)
+        requests = load_all(ranges, ORDER_ELEVATOR, &n)
+        if requests == NULL:
+            return -1
+        tally_block(tally, requests, n)
+        free(requests)
     return status
 
 
-cdef void wrap(Plan result, Py_ssize_t pivot, const int64_t[::1] count) except *:
-    # From the pivot to the end, then from the beginning to the pivot.
+cdef void wrap(Plan result, Py_ssize_t pivot, const int64_t* count) except *:
+    # From the pivot to the end, then from the beginning to the pivot. count may be NULL: no zeros.
     cdef Py_ssize_t i, m = len(result)
     cdef int64_t[::1] first = result.first
     if pivot == 0:
@@ -242,13 +260,87 @@ cdef void wrap(Plan result, Py_ssize_t pivot, const int64_t[::1] count) except *
     result.offsets = np.roll(result.offsets, -pivot)
     result.lengths = np.roll(result.lengths, -pivot)
     for i in range(first.shape[0]):
-        if count[i]:
+        if count == NULL or count[i]:
             first[i] -= pivot if first[i] >= pivot else pivot - m
 
 
 cdef object trim(object array, Py_ssize_t size):
     # A short array must not hold the memory of a long one.
     return array[:size] if 2 * size > array.shape[0] else array[:size].copy()
+
+
+cdef object make_extents(Py_ssize_t n):
+    # Room for the offsets and lengths of n + 1 extents, of which only what is used is ever touched.
+    # One allocation, because the C library gives back to the system what is larger than twice the
+    # largest so far: taken one by one, the arrays of a plan would be new pages for each plan.
+    return np.empty((2, n + 1), np.int64)
+
+
+cdef void conclude(Plan result, object places, object sizes, Py_ssize_t size, Py_ssize_t pivot,
+                   const int64_t* count) except *:
+    result.offsets = trim(places, size)
+    result.lengths = trim(sizes, size)
+    wrap(result, pivot, count)
+
+
+cdef int plan_any(Plan result, Ranges ranges, object lengths, Order order, const Rule* rule,
+                  int64_t start) except -1:
+    cdef Merger merger
+    cdef Tally tally
+    cdef int64_t[::1] places, sizes, first, count
+    cdef int status
+    memset(&merger, 0, sizeof(merger))
+    memset(&tally, 0, sizeof(tally))
+    merger.rule = rule[0]
+    merger.start = start if order == ORDER_ELEVATOR else 0
+    # Most requests have one extent, those of no bytes none.
+    result.first, result._count = np.empty(ranges.n, np.int64), np.ones(ranges.n, np.int64)
+    if ranges.lengths != NULL or ranges.length == 0:
+        result.first[:] = 0
+        result._count[np.broadcast_to(np.asarray(lengths) == 0, ranges.n)] = 0
+    first, count = result.first, result._count
+    places, sizes = make_extents(ranges.n)
+    with nogil:
+        status = merge_all(ranges, order, &merger, &tally, &places[0], &sizes[0],
+                           &first[0] if ranges.n else NULL, &count[0] if ranges.n else NULL)
+    free_extents(&merger.extents)
+    if status < 0:
+        raise MemoryError(f"plan of {ranges.n} requests")
+    conclude(result, np.asarray(places), np.asarray(sizes), merger.drained, merger.pivot,
+             &count[0] if ranges.n else NULL)
+    result.bytes_unique = tally.unique
+    result.duplicates = tally.duplicates
+    result.bytes_moved = int(result.lengths.sum())
+    return 0
+
+
+cdef int plan_many_even(Plan result, Ranges ranges, const Packing* packing, const Rule* rule,
+                        int64_t start) except -1:
+    # As plan_any, for what plan_even takes.
+    cdef EvenPlan plan
+    cdef int64_t[::1] places, sizes, first, count
+    cdef int status
+    first = result.first = np.empty(ranges.n, np.int64)
+    places, sizes = make_extents(ranges.n)
+    plan.places, plan.sizes, plan.first, plan.count = &places[0], &sizes[0], &first[0], NULL
+    cdef bint disjoint = are_disjoint(packing, ranges.length)
+    if not disjoint:
+        count = result._count = np.ones(ranges.n, np.int64)
+        plan.count = &count[0]
+    with nogil:
+        if disjoint and is_dense(packing, ranges.n):
+            status = plan_dense(ranges.offsets, ranges.length, ranges.n, packing, rule, start,
+                                &plan)
+        else:
+            status = plan_even(ranges.offsets, ranges.length, ranges.n, packing, rule, start,
+                               &plan)
+    if status < 0:
+        raise MemoryError(f"plan of {ranges.n} requests")
+    conclude(result, np.asarray(places), np.asarray(sizes), plan.size, plan.pivot, plan.count)
+    result.bytes_unique = plan.unique
+    result.duplicates = plan.duplicates
+    result.bytes_moved = plan.moved
+    return 0
 
 
 def plan(offsets, lengths, *, gap=0, max_io=1 << 20, order="elevator", start=0):
@@ -263,41 +355,24 @@ def plan(offsets, lengths, *, gap=0, max_io=1 << 20, order="elevator", start=0):
     Returns a Plan. Raises TypeError or ValueError, naming argument, index and value, for anything
     that is no integer, is negative, or ends past 2**63-1.
 
-    O(n) time; 16 bytes of scratch memory a request of one length, else 64.
+    O(n) time; next to no scratch memory for requests of one length, else 64 bytes a request.
     """
     cdef Ranges ranges = parse_ranges(offsets, lengths, False)
     cdef Order parsed = parse_order(order)
-    cdef Merger merger
-    cdef Tally tally
+    cdef Rule rule = Rule(parse_int(gap, "gap", 0, INT64_MAX),
+                          parse_int(max_io, "max_io", 1, INT64_MAX), 1)
+    cdef int64_t begin = parse_int(start, "start", 0, INT64_MAX)
     cdef Plan result = Plan.__new__(Plan)
-    cdef int64_t[::1] places, sizes, first, count
-    cdef int status
-    memset(&merger, 0, sizeof(merger))
-    memset(&tally, 0, sizeof(tally))
-    merger.rule = Rule(parse_int(gap, "gap", 0, INT64_MAX),
-                       parse_int(max_io, "max_io", 1, INT64_MAX), 1)
-    merger.start = parse_int(start, "start", 0, INT64_MAX)
-    if parsed == ORDER_FIFO:
-        merger.start = 0
-    # Most requests have one extent, those of no bytes none; room for an extent each, of which
-    # only what is used is ever touched.
-    result.first, result.count = np.empty(ranges.n, np.int64), np.ones(ranges.n, np.int64)
-    if ranges.lengths != NULL or ranges.length == 0:
-        result.first[:] = 0
-        result.count[np.broadcast_to(np.asarray(lengths) == 0, ranges.n)] = 0
-    first, count = result.first, result.count
-    places, sizes = np.empty(ranges.n + 1, np.int64), np.empty(ranges.n + 1, np.int64)
-    with nogil:
-        status = merge_all(ranges, parsed, &merger, &tally, &places[0], &sizes[0],
-                           &first[0] if ranges.n else NULL, &count[0] if ranges.n else NULL)
-    free_extents(&merger.extents)
-    if status < 0:
-        raise MemoryError(f"plan of {ranges.n} requests")
-    result.offsets = trim(np.asarray(places), merger.drained)
-    result.lengths = trim(np.asarray(sizes), merger.drained)
-    wrap(result, merger.pivot, count)
+    cdef Packing packing
+    cdef bint is_even = (parsed == ORDER_ELEVATOR and ranges.n >= EVEN_FROM
+                         and ranges.lengths == NULL and 0 < ranges.length <= rule.max_io)
+    if is_even:
+        with nogil:
+            packing = choose_packing(ranges.offsets, ranges.n)
+        is_even = packing.exact
+    if is_even:
+        plan_many_even(result, ranges, &packing, &rule, begin)
+    else:
+        plan_any(result, ranges, lengths, parsed, &rule, begin)
     result.bytes_asked = ranges.total
-    result.bytes_unique = tally.unique
-    result.duplicates = tally.duplicates
-    result.bytes_moved = int(result.lengths.sum())
     return result

@@ -1,6 +1,6 @@
 # Requests in planning order. Pure: no clock, no lock, no I/O, no Python objects.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ._request cimport Request
 
@@ -17,14 +17,31 @@ cdef Py_ssize_t load_requests(const int64_t* offsets, const int64_t* lengths, in
 cdef void sort_by_index(Request* requests, Py_ssize_t n) noexcept nogil
 
 
-# The same a block at a time, for who looks at each request once: most of what a large plan costs
-# is memory that is touched for the first time. next_block returns 0 at the end; the block is valid
-# until the next call. open_stream returns NULL when out of memory.
-cdef struct Stream
-cdef Stream* open_stream(const int64_t* offsets, const int64_t* lengths, int64_t length,
-                         Py_ssize_t n, Order order) noexcept nogil
-cdef Py_ssize_t next_block(Stream* stream, const Request** block) noexcept nogil
-cdef void close_stream(Stream* stream) noexcept nogil
+cdef enum:
+    MAX_PASSES = 8
+
+
+# Sorts words by their bits [low_bit, high_bit), stable. The result is in words[0]; it and spare[0]
+# may be swapped. counts: room for MAX_PASSES << choose_digit(n), not on the stack, which may be
+# small.
+cdef int radix_sort(uint64_t** words, uint64_t** spare, uint32_t* counts, Py_ssize_t n,
+                    int low_bit, int high_bit) noexcept nogil
+cdef int choose_digit(Py_ssize_t n) noexcept nogil
+
+
+cdef struct Packing:
+    # How a request becomes a word: (offset - base) >> shift, above index_bits of index. Low bits
+    # that are the same in all offsets are not stored; if the rest is too wide, more low bits go,
+    # and `exact` says whether that was so, and equal words must be looked at again.
+    int64_t base
+    int shift
+    int index_bits
+    int key_bits
+    bint exact
+
+
+# For n > 0.
+cdef Packing choose_packing(const int64_t* offsets, Py_ssize_t n) noexcept nogil
 
 
 cdef Order parse_order(object name) except *

@@ -12,7 +12,7 @@ O(n log n). For few, an insertion sort.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 from ._request cimport Request
@@ -24,8 +24,7 @@ cdef enum:
     DIGIT_BITS_SMALL = 8        # 256 counters a pass stay in the first-level cache
     DIGIT_BITS = 12             # 4096: fewer passes, worth it when there is much to sort
     DIGIT_THRESHOLD = 1 << 13
-    MAX_PASSES = 8
-    BLOCK = 2048                # requests at a time: they stay in the first-level caches
+    SPARSE_BITS = 8             # keys so much wider than indices cost more passes than a look
 
 
 cdef inline bint is_before(const Request* a, const Request* b) noexcept nogil:
@@ -91,7 +90,7 @@ cdef void sort_by_index(Request* requests, Py_ssize_t n) noexcept nogil:
     comparison_sort(requests, n, is_older)
 
 
-cdef inline int choose_digit(Py_ssize_t n) noexcept nogil:
+cdef int choose_digit(Py_ssize_t n) noexcept nogil:
     return DIGIT_BITS if n >= DIGIT_THRESHOLD else DIGIT_BITS_SMALL
 
 
@@ -145,17 +144,6 @@ cdef inline int bit_length(uint64_t value) noexcept nogil:
     return bits
 
 
-cdef struct Packing:
-    # How a request becomes a word: (offset - base) >> shift, above index_bits of index. Low bits
-    # that are zero in all offsets are not stored; if the rest is too wide, more low bits go, and
-    # `exact` says that equal words must be looked at again.
-    int64_t base
-    int shift
-    int index_bits
-    int key_bits
-    bint exact
-
-
 cdef struct Words:
     Packing packing
     uint64_t* memory            # owned
@@ -164,22 +152,30 @@ cdef struct Words:
 
 
 cdef Packing choose_packing(const int64_t* offsets, Py_ssize_t n) noexcept nogil:
+    # Ands and ors, because a compiler makes vectors of them, unlike of 64-bit comparisons.
     cdef Packing packing
     cdef int64_t lowest = offsets[0], highest = offsets[0]
-    cdef uint64_t varying = 0
+    cdef uint64_t all_ones = <uint64_t>offsets[0], any_ones = 0, varying
     cdef Py_ssize_t i
     for i in range(n):
-        lowest = min(lowest, offsets[i])
-        highest = max(highest, offsets[i])
-        varying |= <uint64_t>(offsets[i] ^ offsets[0])
-    packing.base = lowest
+        all_ones &= <uint64_t>offsets[i]
+        any_ones |= <uint64_t>offsets[i]
+    varying = all_ones ^ any_ones
+    packing.base = <int64_t>all_ones
     packing.shift = 0
-    # Offsets that agree in their low bits differ from the lowest one by multiples as well.
     while varying and not varying & 1:
         varying >>= 1
         packing.shift += 1
     packing.index_bits = bit_length(<uint64_t>(n - 1))
-    packing.key_bits = bit_length(<uint64_t>(highest - lowest) >> packing.shift)
+    packing.key_bits = bit_length(varying)
+    if packing.key_bits > packing.index_bits + SPARSE_BITS:
+        # Perhaps only because a power of two lies between them: offsets that agree in their low
+        # bits differ from the lowest one by multiples as well.
+        for i in range(n):
+            lowest = min(lowest, offsets[i])
+            highest = max(highest, offsets[i])
+        packing.base = lowest
+        packing.key_bits = bit_length(<uint64_t>(highest - lowest) >> packing.shift)
     packing.exact = packing.key_bits + packing.index_bits <= 64
     if not packing.exact:
         packing.shift += packing.key_bits + packing.index_bits - 64
@@ -291,55 +287,3 @@ cdef Order parse_order(object name) except *:
     if name == "fifo":
         return ORDER_FIFO
     raise ValueError(f"order must be 'elevator' or 'fifo', not {name!r}")
-
-
-# --------------------------------------------------------------------------------------- streaming
-
-cdef struct Stream:
-    Words words
-    Request* requests           # a block, or all of them
-    Py_ssize_t position
-    Py_ssize_t size
-    int64_t length
-    bint in_blocks
-
-
-cdef Stream* open_stream(const int64_t* offsets, const int64_t* lengths, int64_t length,
-                         Py_ssize_t n, Order order) noexcept nogil:
-    cdef Stream* stream = <Stream*>calloc(1, sizeof(Stream))
-    if stream == NULL:
-        return NULL
-    stream.length = length
-    if order == ORDER_ELEVATOR and n > BLOCK and lengths == NULL and length:
-        if sort_words(&stream.words, offsets, lengths, n) < 0:
-            close_stream(stream)
-            return NULL
-        stream.in_blocks = stream.words.packing.exact
-        stream.size = stream.words.size
-    if stream.in_blocks:
-        stream.requests = <Request*>iolift_allocate(BLOCK * sizeof(Request))
-    else:
-        stream.requests = <Request*>iolift_allocate(n * sizeof(Request))
-        if stream.requests != NULL:
-            stream.size = load_requests(offsets, lengths, length, n, order, stream.requests)
-    if stream.requests == NULL or stream.size < 0:
-        close_stream(stream)
-        return NULL
-    return stream
-
-
-cdef Py_ssize_t next_block(Stream* stream, const Request** block) noexcept nogil:
-    cdef Py_ssize_t n = stream.size - stream.position
-    if stream.in_blocks:
-        n = min(n, BLOCK)
-        unpack_exact(&stream.words, stream.position, n, stream.length, stream.requests)
-    stream.position += n
-    block[0] = stream.requests
-    return n
-
-
-cdef void close_stream(Stream* stream) noexcept nogil:
-    if stream != NULL:
-        free(stream.words.memory)
-        free(stream.requests)
-        free(stream)
