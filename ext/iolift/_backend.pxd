@@ -51,6 +51,7 @@ cdef class Lane:
     cdef bint failed            # an exception is pending: submit no more, drain, raise_pending
     cdef int raise_pending(self) except -1
     cdef Answer submit(self, Operation* operation) noexcept nogil
+    cdef void push(self) noexcept nogil
     cdef Py_ssize_t reap(self, Operation** finished, Py_ssize_t room, Py_ssize_t wanted,
                          int64_t timeout_ns) noexcept nogil
     cdef void close(self) noexcept

@@ -38,6 +38,10 @@ cdef class Lane:
         run_in_place(operation)
         return DONE
 
+    cdef void push(self) noexcept nogil:
+        # What is queued begins, if it has not begun: there is more to prepare meanwhile.
+        pass
+
     cdef Py_ssize_t reap(self, Operation** finished, Py_ssize_t room, Py_ssize_t wanted,
                          int64_t timeout_ns) noexcept nogil:
         # Moves up to `room` finished operations to `finished`; returns as soon as `wanted` are

@@ -50,6 +50,8 @@ cdef enum:
     SIGNAL_CHECK_NS = 30000000
     # In flight at once, give or take a chunk: what Ctrl-C has to wait for.
     MAX_BYTES_OUT = 1 << 25
+    # Prepared and not yet begun: a device that waits for us longer than for a page or two is idle.
+    PUSH_BYTES = 1 << 18
     PAGE = 4096
 
 
@@ -382,7 +384,8 @@ cdef void drive_all(Batch self) noexcept nogil:
 
 cdef void drive(Batch self) noexcept nogil:
     # Until nothing is left to submit and nothing is in flight.
-    cdef Py_ssize_t in_flight = 0, n, i, wanted
+    cdef Py_ssize_t in_flight = 0, n, i
+    cdef int64_t held_back = 0
     cdef Slot* slot
     cdef Answer answer
     while True:
@@ -399,17 +402,20 @@ cdef void drive(Batch self) noexcept nogil:
                     break
             elif answer == QUEUED:
                 in_flight += 1
+                held_back += slot.chunk.end - slot.chunk.begin
+                if held_back >= PUSH_BYTES:
+                    held_back = 0
+                    self.lane.push()
             else:
                 complete(self, slot)
                 check_signals(self, in_flight)
             slot = take_slot(self)
         if in_flight == 0 or is_forked(self):
             return
-        # With more to submit, come back when half is done: the device stays busy meanwhile.
-        wanted = in_flight
-        if self.extents_left or self.cursor.position < self.cursor.end:
-            wanted = (in_flight + 1) // 2
-        n = self.lane.reap(self.finished, self.slot_count, wanted, SIGNAL_CHECK_NS)
+        # Come back when a quarter is done: the queue stays deep, also while we settle and refill,
+        # and to come back for each one would cost a system call each.
+        held_back = 0
+        n = self.lane.reap(self.finished, self.slot_count, (in_flight + 3) // 4, SIGNAL_CHECK_NS)
         in_flight -= n
         for i in range(n):
             complete(self, <Slot*>self.finished[i])
