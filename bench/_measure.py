@@ -6,7 +6,9 @@
 2. Sides are compared in turns: peer, us, peer, us, ... A machine that slows down slows both;
    the figure is the median of the rounds' ratios, never a ratio of two far-apart medians. The
    first turn of each is not counted.
-3. Nothing here asserts a time. A miss is a row that says so.
+3. Nothing here asserts a time. A miss is a row that says so. Where a time itself was asked for
+   (`within`), the peer still stands beside it.
+4. A `Count` is a figure that no clock makes (reads per block, wake-ups): the median of its rounds.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class Ask:
     peer: str
     at_most: float | None = None
     at_least: float | None = None
+    within: float | None = None  # seconds per request, whatever the peer takes
     us: str = "iolift"
     note: str = ""
 
@@ -80,6 +83,8 @@ class Ask:
             return f"<= {self.at_most:g}x the time of {self.peer}"
         if self.at_least is not None:
             return f">= {self.at_least:g}x the speed of {self.peer}"
+        if self.within is not None:
+            return f"<= {show(self.within)}"
         return "-"
 
     def row(self, what: str, times: Sequence[tuple[float, float]]) -> Row:
@@ -91,6 +96,8 @@ class Ask:
         else:
             measured = f"{1 / ratio:.2f}x the speed"
             good = None if self.at_least is None else 1 / ratio >= self.at_least
+        if self.within is not None:
+            good = us <= self.within
         label = f"{what}{'' if self.us == 'iolift' else f' ({self.us})'}"
         return Row(
             label,
@@ -157,6 +164,38 @@ class Question:
         return ask.row(self.what, times)
 
 
+@dataclass
+class Tally:
+    """What a `Count` counted: the number, how the table shows it, and the peer's."""
+
+    value: float
+    shown: str
+    peer: str
+
+
+@dataclass
+class Count:
+    """A question whose answer is a number of things; `at_most` is None where none was asked."""
+
+    key: str
+    what: str
+    count: Callable[[Work], Tally]
+    asked: str = "-"
+    at_most: float | None = None
+    slow: bool = False
+    most_rounds: int = 3
+
+    def rows(self, work: Work, rounds: int) -> list[Row]:
+        """The line of the round with the median number."""
+        try:
+            tallies = [self.count(work) for _ in range(min(rounds, self.most_rounds))]
+        except UnavailableError as why:
+            return [Row(self.what, self.asked, "not measured", str(why))]
+        tally = sorted(tallies, key=lambda tally: tally.value)[len(tallies) // 2]
+        good = None if self.at_most is None else tally.value <= self.at_most
+        return [Row(self.what, self.asked, tally.shown, tally.peer, good)]
+
+
 def show(seconds: float) -> str:
     """A time per request with a readable unit."""
     return f"{seconds * 1e9:.1f} ns" if seconds < 2e-7 else f"{seconds * 1e6:.2f} us"
@@ -182,3 +221,9 @@ def benchmark_side(benchmark: Any, side: Side, rounds: int = 5) -> None:
     elif benchmark.stats is not None:
         median = benchmark.stats.stats.median
         benchmark.extra_info["ns_per_request"] = median / (side.n * side.loops) * 1e9
+
+
+def benchmark_count(benchmark: Any, count: Count, work: Work) -> None:
+    """A count under pytest-benchmark: timed as a whole (it means little), its number beside."""
+    tally = benchmark.pedantic(count.count, args=(work,), rounds=1)
+    benchmark.extra_info.update(value=tally.value, shown=tally.shown, peer=tally.peer)
