@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from _measure import Row
     from _work import Work
 
-MODULES = ("plan", "read_warm", "read_cold", "write", "replay", "memory")
+MODULES = (
+    *("plan", "read_warm", "read_cold", "write", "replay", "memory"),
+    *("window_alone", "window_asyncio", "window_cold", "window_threads", "window_joins"),
+    *("window_small_writes", "window_sync_threads", "window_sync_tasks", "window_lone_reader"),
+    *("window_submit", "window_idle", "window_growth"),
+)
 PACKAGES = ("numpy", "fsspec", "obstore", "caio")
 
 
