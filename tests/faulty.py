@@ -267,9 +267,11 @@ class FaultyDisk:
             return -int(error.errno or EIO)
 
     def _scribble(self, op: Op) -> None:
-        """A read that fails may have moved anything into its own buffers before."""
+        """A read that fails may have moved anything into its own buffers before, but nothing to
+        where the file has nothing."""
         if op.kind == "read":
-            for b in op.buffers:
+            there = os.fstat(op.fd).st_size - op.offset
+            for b in clip(op.buffers, max(0, there)):
                 view = memoryview(b).cast("B")
                 view[:] = self.random.randbytes(len(view))
 

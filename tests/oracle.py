@@ -6,6 +6,8 @@
    on which any request that touches a bad sector fails, having done nothing.
 4. `same_reads`, `same_writes`: run a bulk call on a file and on its oracle, and compare every
    request's own outcome (bytes, short, errno), the exception and its attributes.
+5. `OpsOracle`: the same file for requests that are held: they are noted as they are submitted,
+   and executed one by one when it is known which of them were cancelled and which have failed.
 
 Nothing here looks at iolift's code; only (4) knows its exceptions.
 """
@@ -212,6 +214,177 @@ class FileOracle:
             except OSError as error:
                 errnos[i] = error.errno
         return errnos
+
+
+# ------------------------------------------------------------------------------ held requests
+
+READ, ROW, WRITE, TRUNCATE, SIZE, CONTENT = range(6)
+PENDING, MADE, UNSURE, VOID = range(4)
+
+
+class Noted:
+    """A request that was submitted, and what became of it.
+
+    offset, payload: READ and ROW: the length; WRITE: the bytes; TRUNCATE: the size.
+    answer: READ: bytes; ROW: the whole row, with SENTINEL where the file had nothing; SIZE: the
+        size; CONTENT: the whole file, as another descriptor reads it.
+    fate: MADE: it was executed, so its answer is the oracle's; UNSURE: it failed, so each of its
+        bytes may be there or not; VOID: as if it had never been made (cancelled, or a read that
+        nobody asked about any more).
+    ticket, buffer: for whoever submitted it.
+    """
+
+    __slots__ = ("answer", "buffer", "fate", "kind", "offset", "payload", "ticket")
+
+    def __init__(
+        self,
+        kind: int,
+        offset: int,
+        payload: Any,
+        answer: Any = None,
+        fate: int = MADE,
+        ticket: Any = None,
+        buffer: Any = None,
+    ) -> None:
+        self.kind, self.offset, self.payload = kind, offset, payload
+        self.answer, self.fate, self.ticket, self.buffer = answer, fate, ticket, buffer
+
+    @property
+    def length(self) -> int:
+        return len(self.payload) if self.kind == WRITE else int(self.payload or 0)
+
+    def __repr__(self) -> str:
+        kind = ("read", "row", "write", "truncate", "size", "content")[self.kind]
+        fate = ("pending", "made", "unsure", "void")[self.fate]
+        return f"<{kind} [{self.offset}, {self.offset + self.length}) {fate}>"
+
+
+class OpsOracle:
+    """One file; requests are executed in the order in which they were noted.
+
+    data: the bytes that are certain, high: the largest size that is possible, unsure: what failed
+    writes may have brought, as (offset, bytes), until other bytes are written there.
+    """
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = bytearray(data)
+        self.high = len(self.data)
+        self.unsure: list[tuple[int, bytes]] = []
+        self.log: list[Noted] = []
+
+    def settle(self) -> None:
+        """Execute all that was noted; AssertionError at the first answer that is not the file's."""
+        log, self.log = self.log, []
+        for index, noted in enumerate(log):
+            kind, fate = noted.kind, noted.fate
+            if fate == VOID:
+                continue
+            assert fate != PENDING, f"{index}: nobody said what became of {noted}"
+            if kind == WRITE:
+                self._write(noted.offset, noted.payload, fate == MADE)
+            elif kind == TRUNCATE:
+                self._truncate(noted.payload)
+            elif fate == MADE and not self._agrees(noted):
+                raise AssertionError(self._story(log, index))
+
+    def adopt(self, found: bytes) -> None:
+        """The file as it is: nothing is unsure any more."""
+        self.data[:] = found
+        self.high = len(found)
+        self.unsure = []
+
+    def _write(self, offset: int, data: bytes, sure: bool) -> None:
+        if not data:
+            return
+        end = offset + len(data)
+        self.high = max(self.high, end)
+        if not sure:
+            self.unsure.append((offset, data))
+            return
+        if len(self.data) < offset:
+            self.data.extend(bytes(offset - len(self.data)))
+        self.data[offset:end] = data
+        if self.unsure:
+            self._forget(offset, end)
+
+    def _truncate(self, size: int) -> None:
+        del self.data[size:]
+        self.data.extend(bytes(size - len(self.data)))
+        self._forget(size, self.high)
+        self.high = size
+
+    def _forget(self, begin: int, end: int) -> None:
+        kept = []
+        for offset, data in self.unsure:
+            if offset + len(data) <= begin or end <= offset:
+                kept.append((offset, data))
+                continue
+            if offset < begin:
+                kept.append((offset, data[: begin - offset]))
+            if end < offset + len(data):
+                kept.append((end, data[end - offset :]))
+        self.unsure = kept
+
+    def _agrees(self, noted: Noted) -> bool:
+        kind, answer, offset = noted.kind, noted.answer, noted.offset
+        if kind == READ:
+            got, n = answer, noted.payload
+        elif kind == SIZE:
+            return len(self.data) <= answer <= self.high
+        elif kind == CONTENT:
+            got, n, offset = answer, max(self.high, len(answer)), 0
+        else:
+            # What is in a row past the end of the file was there before.
+            n = noted.payload
+            there = min(max(len(self.data) - offset, 0), n)
+            possible = min(max(self.high - offset, 0), n)
+            if answer.count(SENTINEL, possible) < n - possible:
+                return False
+            got = answer[:there]
+            n = there
+        if got == self.data[offset : offset + n]:
+            return True
+        return bool(self.unsure) and self._possible(got, offset, n)
+
+    def _possible(self, got: bytes, offset: int, n: int) -> bool:
+        least, most = (min(max(size - offset, 0), n) for size in (len(self.data), self.high))
+        if not least <= len(got) <= most:
+            return False
+        actual = np.frombuffer(got, np.uint8)
+        certain = np.zeros(len(got), np.uint8)
+        certain[:least] = np.frombuffer(self.data[offset : offset + least], np.uint8)
+        right = certain == actual
+        for begin, data in self.unsure:
+            first, last = max(begin, offset), min(begin + len(data), offset + len(got))
+            if first < last:
+                brought = np.frombuffer(data, np.uint8)[first - begin : last - begin]
+                here = slice(first - offset, last - offset)
+                right[here] |= brought == actual[here]
+        return bool(right.all())
+
+    def _story(self, log: list[Noted], index: int) -> str:
+        """What is wrong with an answer, where, and who wrote there before."""
+        noted = log[index]
+        if noted.kind == SIZE:
+            return f"{index}: size {noted.answer}, but it is {len(self.data)} to {self.high}"
+        begin = 0 if noted.kind == CONTENT else noted.offset
+        n = len(noted.answer) if noted.kind == CONTENT else noted.length
+        wanted, got = bytes(self.data[begin : begin + n]), bytes(noted.answer)
+        pairs = enumerate(zip(wanted, got, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(got)))
+        lines = [
+            f"{index}: {noted}: {len(got)} bytes, wanted {len(wanted)}; wrong from byte "
+            f"{begin + at}: {got[at : at + 16].hex(' ')}, wanted {wanted[at : at + 16].hex(' ')}"
+        ]
+        for k, other in enumerate(log):
+            touches = other.offset <= begin + at < other.offset + other.length
+            if other.kind == WRITE and (touches or got[at : at + 8] in other.payload):
+                when = "before" if k < index else "after"
+                brings = got[at : at + 8] in other.payload and len(got) >= at + 8
+                lines.append(f"  {when}, {k}: {other}{', which has these bytes' * brings}")
+            elif other.kind == TRUNCATE:
+                lines.append(f"  {k}: {other}")
+        return "\n".join(lines)
 
 
 # ----------------------------------------------------------------------------------- comparisons

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import unavailable
-from faulty import FaultyDisk, Op, clip
+from faulty import FaultyDisk
 from oracle import SENTINEL, FileOracle, same_reads, same_writes
 
 import iolift
@@ -68,16 +68,6 @@ class Round:
 
     def hits(self, offset: int, n: int) -> bool:
         return any(a < offset + n and offset < b for a, b in self.oracle.bad)
-
-
-class Disk(FaultyDisk):
-    """Even a read that fails has nothing to bring from past the end of the file."""
-
-    def _scribble(self, op: Op) -> None:
-        whole, there = op.buffers, os.fstat(op.fd).st_size - op.offset
-        op.buffers = clip(whole, max(0, there))
-        super()._scribble(op)
-        op.buffers = whole
 
 
 class Face:
@@ -132,7 +122,7 @@ def make_round(seed: str, backend: str, directory: Path) -> Round:
     }
     disk, bad = None, []
     if backend == "disk":
-        disk = options["backend"] = Disk(
+        disk = options["backend"] = FaultyDisk(
             seed=chance.randrange(1 << 30),
             queue=chance.choice([0.0, 0.5, 1.0]),
             delay=chance.randint(0, 5),
