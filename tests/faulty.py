@@ -102,6 +102,7 @@ class FaultyDisk:
         self.depth, self.hazards, self.max_ops = depth, hazards, max_ops
         self.faults: list[Fault] = []
         self.log: list[Op] = []
+        self.failed: list[Op] = []
         self.queued: list[Op] = []
         self.violations: list[str] = []
         self.reaps = 0
@@ -241,6 +242,8 @@ class FaultyDisk:
             self._breach(f"the bytes of {op} changed while it was queued")
         op.result = result = self._run(op)
         op.buffers = []
+        if result < 0:
+            self.failed.append(op)
         return result
 
     def _run(self, op: Op) -> int:

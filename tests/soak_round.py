@@ -55,6 +55,8 @@ class Subject:
 
     def __init__(self, path: Path, content: bytes, direct: bool) -> None:
         self.path, self.direct = path, direct
+        # A new file: ext4 sends one that is cut to nothing and written again to the device.
+        path.unlink(missing_ok=True)
         path.write_bytes(content)
         self.look = os.open(path, os.O_RDONLY)
         self.oracle = OpsOracle(content)
@@ -229,9 +231,9 @@ class Round:
         begin, end = offset - slack, offset + n + slack
         with self.disk.lock:
             return {
-                -op.result
-                for op in self.disk.log
-                if (op.result or 0) < 0 and op.offset < end and begin < op.end and op.kind in kinds
+                -(op.result or 0)
+                for op in self.disk.failed
+                if op.offset < end and begin < op.end and op.kind in kinds
             } - {errno.EINTR, errno.EAGAIN}
 
     def blame(self, s: Subject, kind: int, offset: int, n: int, error: OSError) -> None:
@@ -251,9 +253,8 @@ class Round:
         end = noted.offset + noted.length
         with self.disk.lock:
             alone = any(
-                (op.result or 0) < 0
-                and (op.kind, op.offset, op.end) == ("write", noted.offset, end)
-                for op in self.disk.log
+                (op.kind, op.offset, op.end) == ("write", noted.offset, end)
+                for op in self.disk.failed
             )
         writes = [o for o in s.log if o.kind == WRITE and o.offset < end]
         return alone and not any(

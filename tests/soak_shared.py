@@ -105,6 +105,7 @@ class SharedRound:
     def begin(self) -> None:
         for k in range(self.chance.choice([1, 1, 2])):
             path = self.directory / f"cells{k}"
+            path.unlink(missing_ok=True)
             path.write_bytes(bytes(self.cells * CELL))
             self.files.append(self.c.open(path, "r+", direct=self.direct))
             self.looks.append(os.open(path, os.O_RDONLY))
@@ -304,7 +305,7 @@ class Worker:
         begin = self.tick()
         if luck & 64:
             self.c.flush()
-        elif luck & 32:
+        elif luck & 32 and (luck & 1024 or self.r.disk):
             self.r.files[file].sync()
         else:
             self.r.files[file].flush()

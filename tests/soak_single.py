@@ -52,13 +52,14 @@ class SingleRound(Round):
         self.todo = [kinds[k][1] for k in chosen]
 
     def kinds(self) -> list[tuple[float, Callable[[Subject], None]]]:
-        alone = 0.3 if self.fault == "sync" else 1
+        # A real device takes milliseconds for these.
+        slow = 0.1 if self.disk is None else 1
         return [
             (26, self.submit_read), (26, self.submit_write), (8, self.cancel), (5, self.drop),
             (8, self.wait), (4, self.pread), (3, self.pwrite), (1, self.preadv),
             (1, self.pwritev), (1, self.read_ranges), (1, self.write_ranges), (4, self.write),
-            (2, self.seek), (2, self.readinto), (1, self.end), (1 * alone, self.flush),
-            (0.3 * alone, self.sync), (0.5, self.submit_sync), (0.4, self.truncate),
+            (2, self.seek), (2, self.readinto), (1, self.end), (1, self.flush),
+            (0.3 * slow, self.sync), (0.5 * slow, self.submit_sync), (0.4 * slow, self.truncate),
             (0.1, self.reopen), (0.2, self.flush_all), (5, self.pass_time),
         ]  # fmt: skip
 
