@@ -9,7 +9,8 @@ submit(token, kind, fd, offset, buffers) -> int | str
 reap(wait) -> list[tuple[int, int]]
     Completions as (token, result); with wait=True at least one, unless nothing is queued.
 
-It may be called from several threads, one at a time. What it raises is raised again by the call
+It may be called from several threads, one at a time: under its own `lock`, if it has one, which is
+taken with `with`. A reap that waits on a condition of that lock lets others submit. What it raises is raised again by the call
 that it served, and its operation counts as failed with EIO.
 """
 
@@ -150,7 +151,7 @@ cdef class HostedBackend(Backend):
                 raise TypeError(f"backend must be 'auto', 'uring', 'posix' or an object with "
                                 f"submit and reap, not {host!r}")
         self.host = host
-        self.lock = threading.RLock()
+        self.lock = getattr(host, "lock", None) or threading.RLock()
         self.owners = {}
         self.token = 0
         self.name = "hosted"
