@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from faulty import FaultyDisk
+from gated import Clock
 from oracle import CONTENT, MADE, READ, SENTINEL, UNSURE, WRITE, Noted, OpsOracle
 
 import iolift
@@ -36,18 +37,7 @@ SIZE_ODDS = np.array([3, 6, 8, 16, 16, 8, 8, 8, 6, 10, 6, 2.5, 1.5, 0.7, 0.3])
 POOL = random.Random(0).randbytes(1 << 20)
 FILL = bytes([SENTINEL]) * 200_001
 LUCK = 1 << 30
-SECOND_NS = 10**9
 FAULTS = ["none"] * 6 + ["bad", "bad", "some", "some", "short", "short", "again", "sync"]
-
-
-class Clock:
-    """The time in nanoseconds, as far as it has got."""
-
-    def __init__(self) -> None:
-        self.now = SECOND_NS
-
-    def __call__(self) -> int:
-        return self.now
 
 
 class Subject:

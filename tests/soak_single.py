@@ -314,5 +314,5 @@ class SingleRound(Round):
 
     def pass_time(self, s: Subject) -> None:
         if self.clock is not None:
-            self.clock.now += (next(self.luck) % 20) ** 8
+            self.clock.advance((next(self.luck) % 20) ** 8)
             self.c.tick()
