@@ -10,8 +10,9 @@ reap(wait) -> list[tuple[int, int]]
     Completions as (token, result); with wait=True at least one, unless nothing is queued.
 
 It may be called from several threads, one at a time: under its own `lock`, if it has one, which is
-taken with `with`. A reap that waits on a condition of that lock lets others submit. What it raises is raised again by the call
-that it served, and its operation counts as failed with EIO.
+taken with `with`. A reap that waits on a condition of that lock lets others submit meanwhile.
+What it raises is raised again by the call that it served, and its operation counts as failed with
+EIO.
 """
 
 import errno
