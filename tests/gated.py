@@ -46,7 +46,8 @@ class GatedDisk(FaultyDisk):
         super().__init__(**options)
         self.closed: Callable[[Op], bool] = lambda op: False
         # Whoever waits on a condition of the lock lets go of it: others may submit meanwhile.
-        self.changed = threading.Condition(self.lock)
+        self.arrivals = threading.Condition(self.lock)
+        self.endings = threading.Condition(self.lock)
 
     def close(self, kind: str | None = None, within: tuple[int, int] | None = None) -> None:
         """From now on nothing ends that is of this kind, or overlaps these bytes."""
@@ -58,12 +59,12 @@ class GatedDisk(FaultyDisk):
             self.closed = lambda op: False
             for op in self.queued:
                 op.ready = 0
-            self.changed.notify_all()
+            self.endings.notify_all()
 
     def arrived(self, count: int, kind: str | None = None) -> list[tuple[str, int, int]]:
         """Wait until so many operations were submitted; all of them."""
-        with self.changed:
-            self.changed.wait_for(lambda: len(self.ops(kind)) >= count)
+        with self.arrivals:
+            self.arrivals.wait_for(lambda: len(self.ops(kind)) >= count)
             return self.ops(kind)
 
     def submit(self, token: int, kind: str, fd: int, offset: int, buffers: Any) -> int | str:
@@ -71,15 +72,16 @@ class GatedDisk(FaultyDisk):
             answer = super().submit(token, kind, fd, offset, buffers)
             if answer == "queued" and self.closed(self.queued[-1]):
                 self.queued[-1].ready = NEVER
-            self.changed.notify_all()
+            self.arrivals.notify_all()
             return answer
 
     def reap(self, wait: bool) -> list[tuple[int, int]]:
         with self.lock:
             if wait and self.queued and self._stuck():
-                self.changed.wait()
+                self.endings.wait()
             done = super().reap(wait and not self._stuck())
-            self.changed.notify_all()
+            if done:
+                self.endings.notify_all()  # it may have been another one's
             return done
 
     def _stuck(self) -> bool:
@@ -100,12 +102,15 @@ class Rig:
         if clock:
             options["clock"] = self.clock
         self.c = iolift.Coalescer(backend=self.disk, **options)
+        self.files: list[Any] = []
         self.occupier: Any = None
 
     def open(self, content: bytes, name: str = "data", mode: str = "r+") -> Any:
         path = self.directory / name
         path.write_bytes(content)
-        return self.c.open(path, mode)
+        # Kept: a file that is dropped closes itself, and would wait for the gate.
+        self.files.append(self.c.open(path, mode))
+        return self.files[-1]
 
     def path(self, name: str = "data") -> Path:
         return self.directory / name

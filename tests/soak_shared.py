@@ -70,7 +70,9 @@ class SharedRound:
         self.directory = directory
         self.direct = chance.random() < 0.2 and takes_direct(directory)
         self.options = draw_options(chance)
-        self.disk = draw_disk(chance, self.options, self.direct) if backend == "hosted" else None
+        self.disk = None
+        if backend == "hosted":
+            self.disk = draw_disk(chance, self.options["gap"], self.direct)
         self.backend = backend
         self.cells = chance.choice([4, 64, 512, 8192])
         self.runs = [n for n in RUNS if n <= self.cells // 2]
@@ -165,8 +167,8 @@ class SharedRound:
         stats = self.c.stats()
         assert (stats.held_requests, stats.held_bytes, stats.batches_in_flight) == (0, 0, 0), stats
         for w in workers:
-            for buffer in w.cancelled:
-                assert (buffer == UNTOUCHED).all(), "a cancelled read touched its buffer"
+            for buffer, then in w.cancelled:
+                assert (buffer == then).all(), "a cancelled read touched its buffer"
 
 
 def trouble(chance: random.Random, disk: FaultyDisk) -> None:
@@ -192,7 +194,7 @@ class Worker:
         self.deeds: list[Deed] = []
         self.flushes: list[tuple[int, int, int]] = []
         self.looks: list[tuple[int, int, np.ndarray, int, int]] = []
-        self.cancelled: list[np.ndarray] = []
+        self.cancelled: list[tuple[np.ndarray, np.ndarray]] = []
         n = r.count * 40 + 4000
         dice = np.random.default_rng(self.chance.randrange(1 << 30))
         runs = np.array(r.runs)[dice.integers(0, len(r.runs), n)]
@@ -255,7 +257,7 @@ class Worker:
         assert deed.ticket.cancelled(), deed.ticket.state
         assert deed.ticket.done(), deed.ticket.state
         if deed.buffer is not None:
-            self.cancelled.append(deed.buffer)
+            self.cancelled.append((deed.buffer, deed.buffer.copy()))
 
     def dropped(self, deed: Deed) -> None:
         """Nobody asks for its result; a write comes all the same."""

@@ -139,7 +139,8 @@ class SingleRound(Round):
             assert noted.ticket.done(), noted.ticket.state
             noted.fate, noted.ticket = VOID, None
             if noted.buffer is not None:
-                s.cancelled.append(noted)
+                # What the overlay had of it may be there; after this, nothing may come.
+                s.cancelled.append((noted, bytes(noted.buffer)))
         else:
             assert not noted.ticket.cancelled(), noted.ticket.state
             s.live.append(noted)
@@ -148,6 +149,8 @@ class SingleRound(Round):
         noted = self.pick(s)
         if noted is None:
             return
+        if noted.ticket.done():
+            return self.collect(s, noted)
         noted.ticket = None
         if noted.kind == WRITE:
             s.behind.append(noted)

@@ -72,16 +72,14 @@ def test_overlaps(rig: Any, at: Any, writes: Any, state: str, into: bool) -> Non
         return noted
 
     before = read()
-    half = len(writes) // 2 if state == "flying and held" else len(writes)
-    for k, (offset, n) in enumerate(writes):
-        if k == half:
-            fly(r, f)
+    flies_after = {"flying": len(writes), "flying and held": (len(writes) + 1) // 2}.get(state)
+    for k, (offset, n) in enumerate(writes, 1):
         data = new(n, k)
         f.submit_pwrite(data, offset)
         oracle.log.append(Noted(WRITE, offset, data))
-    if state == "flying":
-        fly(r, f)
-    elif state == "done":
+        if k == flies_after:
+            fly(r)
+    if state == "done":
         f.flush()
     after = read()
     r.c._check()
@@ -100,7 +98,7 @@ def test_overlaps(rig: Any, at: Any, writes: Any, state: str, into: bool) -> Non
     assert r.path().read_bytes() == oracle.data
 
 
-def fly(r: Any, f: Any) -> None:
+def fly(r: Any) -> None:
     """What is held is on its way now, and the gate keeps it there. The reads go first."""
     r.disk.close(kind="write")
     count = len(r.disk.ops("write"))
@@ -250,7 +248,7 @@ def test_held_and_flying_generations_do_not_mix(rig: Any) -> None:
     f = r.open(OLD)
     r.occupy()
     f.submit_pwrite(b"1111", 0)
-    fly(r, f)
+    fly(r)
     f.submit_pwrite(b"22", 1)
     first = f.submit_pread(4, 0)
     f.submit_pwrite(b"3", 2)
