@@ -515,7 +515,7 @@ cdef int64_t move_batch_of_one(FileCore self, Kind kind, char* memory, int64_t s
     batch.rows.pointers = &memory
     batch.rows.offsets = &position
     batch.run(NULL, size, 0)
-    return size if batch.outcome.items == NULL else batch.outcome.items[0]
+    return size if batch.outcome.items == NULL else min(batch.outcome.items[0], size)
 
 
 cdef int64_t move_vector(FileCore self, Kind kind, object buffers, object offset) except -1:
