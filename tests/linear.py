@@ -79,10 +79,11 @@ def unlinearizable(history: History, cells: int) -> str:
     a, b, names = a[order], b[order], np.flatnonzero(forward)[order]
 
     def story(one: int, other: int) -> str:
-        return (
-            f"cell {where[one]}: {what[one]:#x} (known from {low[one]} to {high[one]}) and "
-            f"{what[other]:#x} ({low[other]}, {high[other]}) exclude each other"
-        )
+        lines = [f"cell {where[one]}: {what[one]:#x} and {what[other]:#x} exclude each other"]
+        for k in np.flatnonzero((cluster == one) | (cluster == other)):
+            verb = "written" if write[k] else "read"
+            lines.append(f"  {value[k]:#x} was {verb} from {begin[k]} to {end[k]}")
+        return "\n".join(lines)
 
     crossing = a[1:] < b[:-1]
     if crossing.any():

@@ -43,10 +43,10 @@ def play(backend: str, seed: int, number: int, directory: Path, mode: str | None
         raise
 
 
-def where(backend: str) -> str:
-    """The simulated disk needs no real one behind it."""
-    memory = "/dev/shm"
-    return memory if backend == "hosted" and os.access(memory, os.W_OK) else "."
+def where(backend: str, otherwise: Path) -> Path:
+    """A directory: the simulated disk needs no real one behind it."""
+    memory = Path("/dev/shm")
+    return memory if backend == "hosted" and os.access(memory, os.W_OK) else otherwise
 
 
 def soak(backend: str, seed: int, operations: int, directory: Path, mode: str | None = None) -> int:
@@ -69,7 +69,7 @@ def main() -> None:
     chosen = parser.parse_args()
     failures = 0
     for backend in chosen.backend or BACKENDS:
-        with tempfile.TemporaryDirectory(dir=where(backend)) as directory:
+        with tempfile.TemporaryDirectory(dir=where(backend, Path())) as directory:
             if reason := unavailable(backend):
                 sys.stdout.write(f"{backend}: {reason}\n")
                 continue

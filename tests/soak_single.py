@@ -149,8 +149,6 @@ class SingleRound(Round):
         noted = self.pick(s)
         if noted is None:
             return
-        if noted.ticket.done():
-            return self.collect(s, noted)
         noted.ticket = None
         if noted.kind == WRITE:
             s.behind.append(noted)
