@@ -225,7 +225,8 @@ def test_a_kernel_that_is_short_of_something(
 def test_a_kernel_that_refuses_once(on_kernel: Any) -> None:
     """What was merged is given back with the kernel's answer, and then each request goes alone."""
     said = on_kernel("""
-    with iolift.open(path, "r+", backend="uring", gap=2000, max_io=10_000) as f:
+    with iolift.open(path, "r+", backend="uring", gap=2000, max_io=10_000,
+                     max_waste=float("inf")) as f:
         kernel.refuse_enter(1, errno.ENOMEM)
         f.coalescer.trace_start()
         print(is_right(f), len(f.coalescer.trace_stop()) > 2 * len(offsets))

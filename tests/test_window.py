@@ -201,8 +201,8 @@ def test_close_ends_it(rig: Any) -> None:
     write, read = submit(f, "write", 0), submit(f, "read", 100)
     assert (write.state, read.state) == ("held", "held")
     f.close()
-    assert ended_by(write) == "close"
-    assert ended_by(read) == "close"
+    assert ended_by(write) == "flush"
+    assert ended_by(read) == "flush"
     assert r.path().read_bytes()[:10] == CONTENT[:10]
 
 

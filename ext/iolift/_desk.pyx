@@ -137,19 +137,10 @@ cdef class FileDesk(DispatchDesk):
                     or self.parked_here)
 
     cdef bint has_joinable(self, int64_t offset, int64_t end) noexcept:
-        # Whether a read that is under way has these bytes.
-        cdef Solo* solo = self.solos
-        cdef Flight flight
-        if self.direct_writes:
-            return False
-        while solo != NULL:
-            if solo.offset <= offset and end <= solo.end:
-                return True
-            solo = solo.next
-        for flight in self.flights:
-            if flight.write_changes == self.write_changes and flight.find(offset, end) >= 0:
-                return True
-        return False
+        cdef Py_ssize_t piece
+        return (self.solos != NULL or len(self.flights) > 0) and (
+            joinable_solo(self, offset, end) != NULL
+            or joinable_flight(self, offset, end, &piece) is not None)
 
     # ---------------------------------------------------------------------- past the window
 
@@ -160,6 +151,7 @@ cdef class FileDesk(DispatchDesk):
         cdef int64_t got = -EIO
         solo.offset, solo.end = position, position + size
         solo.memory = memory
+        solo.write_changes = self.write_changes
         solo.joined = NULL
         solo.next = self.solos
         solo.place = &self.solos
@@ -223,13 +215,34 @@ cdef int look_past_the_end(FileDesk self, Ticket ticket) except -1:
     return 0
 
 
+# Reads that are under way and have all these bytes. A write that passes the window by may have
+# changed them since the read began, or be about to: none may have begun or ended meanwhile.
+
+cdef Solo* joinable_solo(FileDesk self, int64_t offset, int64_t end) noexcept:
+    cdef Solo* solo = self.solos
+    while solo != NULL:
+        if (solo.offset <= offset and end <= solo.end and self.direct_writes == 0
+                and solo.write_changes == self.write_changes):
+            return solo
+        solo = solo.next
+    return NULL
+
+
+cdef Flight joinable_flight(FileDesk self, int64_t offset, int64_t end, Py_ssize_t* piece):
+    cdef Flight flight
+    for flight in self.flights:
+        if self.direct_writes == 0 and flight.write_changes == self.write_changes:
+            piece[0] = flight.find(offset, end)
+            if piece[0] >= 0:
+                return flight
+    return None
+
+
 cdef int join(FileDesk self, Ticket ticket) except -1:
     cdef Flight flight
-    cdef Solo* solo = self.solos
+    cdef Solo* solo = joinable_solo(self, ticket.offset, ticket.end)
     cdef Py_ssize_t piece
-    while solo != NULL and not (solo.offset <= ticket.offset and ticket.end <= solo.end):
-        solo = solo.next
-    if solo != NULL and self.direct_writes == 0:
+    if solo != NULL:
         if solo.joined == NULL:
             joined = []
             Py_INCREF(joined)
@@ -237,12 +250,8 @@ cdef int join(FileDesk self, Ticket ticket) except -1:
         (<list>solo.joined).append(ticket)
         ticket.record = Record.__new__(Record)
     else:
-        for flight in self.flights:
-            if flight.write_changes == self.write_changes and self.direct_writes == 0:
-                piece = flight.find(ticket.offset, ticket.end)
-                if piece >= 0:
-                    break
-        else:
+        flight = joinable_flight(self, ticket.offset, ticket.end, &piece)
+        if flight is None:
             return False
         if flight.joined is None:
             flight.joined = []
@@ -320,15 +329,15 @@ cdef int take_lone(FileDesk self, Ticket ticket, str reason) except -1:
 
 cdef int take_write(FileDesk self, Ticket ticket) except -1:
     cdef Scheduler scheduler = self.scheduler
-    cdef int64_t let_go_of = self.window.supersede(ticket)
+    cdef Py_ssize_t count = 0
+    cdef int64_t size = self.window.supersede(ticket, &count)
     if ticket.end > ticket.offset:          # else a barrier of ours, or nothing to count
         scheduler.counters.requests += 1
         scheduler.counters.writes += 1
-    if let_go_of:
-        scheduler.counters.bytes_superseded += let_go_of
-        scheduler.held_bytes -= let_go_of
-        scheduler.held_requests -= 1
-        self.pending -= 1
+    scheduler.counters.bytes_superseded += size
+    scheduler.held_bytes -= size
+    scheduler.held_requests -= count
+    self.pending -= count
     self.window.add_write(ticket)
     enlist(self)
     return end_hold_of_writes(self, ticket.submitted_ns)

@@ -6,8 +6,8 @@
     flight -> plan -> scheduler.launch -> (a driver) -> landed -> go_on
 
 1. Reads go before the writes of the same file that are held with them. A generation of writes goes
-   when the one before has landed, and when no read that is under way overlaps it (or may see where
-   the file ended before it). Nothing else waits for anything: reads that come later have the
+   when the one before has landed and no write that passed the window by is under way, and when no
+   read that is under way overlaps it (or may see where the file ended before it). Nothing else waits for anything: reads that come later have the
    overlay, and what is left of them overlaps no write that is held or flying.
 2. What should go and can't yet is `reads_due` or `writes_due`, with the reason; every landing, and
    the clock where it is shaping that says no, asks again.
@@ -23,7 +23,7 @@ import os
 import numpy as np
 
 from libc.errno cimport EIO
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 from posix.stat cimport fstat, struct_stat
 
@@ -31,8 +31,11 @@ from ._backend cimport READ, SYNC, WRITE, Kind, Operation
 from ._flight cimport Flight, SyncFlight, read_flight, write_flight
 from ._landing cimport LandingDesk, Solo, end_now, refuse_held
 from ._scheduler cimport Scheduler
-from ._ticket cimport DONE, FLYING, HELD, Ticket
+from ._ticket cimport DONE, FLYING, HELD, Ticket, tell
 from ._window cimport Writes
+
+# Who waits is served while the device has room; what is overdue goes whatever the device does.
+cdef tuple PATIENT = ("demand", "turn")
 
 
 cdef Ticket new_ticket(DispatchDesk desk, Kind kind, int64_t offset, int64_t end, char* memory,
@@ -116,7 +119,8 @@ cdef class DispatchDesk(LandingDesk):
     cdef int go_on(self) except -1:
         if self.reads_due is not None and self.scheduler.has_room():
             self.dispatch_reads(self.reads_due)
-        if self.writes_due is not None:
+        if self.writes_due is not None and (
+                self.scheduler.has_room() or self.writes_due not in PATIENT):
             self.dispatch_writes(self.writes_due)
         return 0
 
@@ -143,18 +147,22 @@ cdef class DispatchDesk(LandingDesk):
         # All that are held, unless order or shaping say later: a landing, or the clock, asks again.
         # Lets go of the GIL.
         cdef Scheduler scheduler = self.scheduler
+        cdef list heard = [], hubs = []
         if self.window.writes.tickets.size == 0:
             self.writes_due = None
             return 0
         self.writes_due = self.writes_due or reason
-        if self.window.flying is not None:
+        if self.window.flying is not None or self.direct_writes:
             return 0
         self.dispatch_reads(reason)
         if (self.window.reads.tickets.size or self.window.flying is not None
-                or self.window.writes.tickets.size == 0):
+                or self.direct_writes or self.window.writes.tickets.size == 0):
             return 0
         if self.poison:
-            return refuse_held(self)
+            refuse_held(self, heard, hubs)
+            self.scheduler.drivers.land()
+            tell(heard, hubs)
+            return 0
         if has_reads_in_the_way(self) or not scheduler.may_go():
             return 0
         reason, self.writes_due = self.writes_due, None
@@ -209,11 +217,15 @@ cdef class DispatchDesk(LandingDesk):
         return 0
 
     cdef int settle_reads(self) except -1:
-        # Returns when every read dispatched or held so far has landed.
+        # Returns when every read dispatched or held so far has landed, also those that have joined
+        # one which its caller does itself. From here on nobody joins those.
+        self.write_changes += 1
         self.dispatch_reads("flush")
         for flight in list(self.flights):
             while not (<Flight>flight).is_down:
                 self.scheduler.wait_for_landing(INT64_MAX)
+        while has_companions(self, self.write_changes):
+            self.scheduler.wait_for_landing(INT64_MAX)
         return 0
 
     cdef int drain(self) except -1:
@@ -234,6 +246,16 @@ cdef int launch(DispatchDesk self, Flight flight) except -1:
     flight.launched_operations = flight.operations()
     self.scheduler.charge(flight.launched_operations, flight.bytes_planned())
     return self.scheduler.launch(flight, flight.launched_operations, not flight.has_io)
+
+
+cdef bint has_companions(DispatchDesk self, uint64_t before) noexcept:
+    # Whether others have joined a read that its caller does itself, and began before a write.
+    cdef Solo* solo = self.solos
+    while solo != NULL:
+        if solo.joined != NULL and solo.write_changes < before:
+            return True
+        solo = solo.next
+    return False
 
 
 cdef bint has_reads_in_the_way(DispatchDesk self) except -1:

@@ -132,7 +132,7 @@ cdef class Drivers:
 
     def __dealloc__(self):
         # Each thread holds a reference, so by now there is none, and no job.
-        if self.generation == fork_generation():
+        if self.roster != NULL and self.generation == fork_generation():
             pthread_mutex_destroy(&self.roster.mutex)
             pthread_cond_destroy(&self.roster.work)
             pthread_cond_destroy(&self.roster.landed)

@@ -504,6 +504,8 @@ cdef int begin_direct_writes(FileCore self) except -1:
 cdef int end_direct_writes(FileCore self) except -1:
     self.direct_writes -= 1
     self.write_changes += 1
+    if self.writes_due is not None:
+        self.scheduler.go_on()
     return 0
 
 

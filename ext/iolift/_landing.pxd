@@ -13,6 +13,7 @@ cdef struct Solo:
     int64_t offset
     int64_t end
     char* memory
+    uint64_t write_changes      # of its desk, when it began
     PyObject* joined            # a list of Tickets, owned; NULL while nobody has joined
     Solo* next
     Solo** place                # what points here
@@ -43,7 +44,7 @@ cdef class LandingDesk(Desk):
 cdef object poisoned(LandingDesk self)
 cdef int hold_read(LandingDesk self, Ticket ticket) except -1
 cdef int enlist(LandingDesk self) except -1
-cdef int refuse_held(LandingDesk self) except -1
+cdef int refuse_held(LandingDesk self, list heard, list hubs) except -1
 cdef void let_go(Ticket ticket) noexcept
 cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1
 cdef int land_solo(LandingDesk self, Solo* solo, int64_t got) except -1

@@ -8,8 +8,9 @@
    are zeros.
 3. A read that joined another one which failed is held again: the fault may be in bytes that it
    never asked for.
-4. A write that fails and that nobody can ask about any more leaves its error in `deferred`, for the
-   next flush, sync or close.
+4. A write that failed and that nobody asked about before its ticket was dropped leaves its error in
+   `deferred`, for the next flush, sync or close. So whoever ends tickets lets go of each before it
+   ends the next: a flush is the ticket behind all those that it waits for.
 5. When anybody hears of an end, the file's state is right already.
 
 Who may call: any thread, with the GIL, which guards every field.
@@ -28,7 +29,7 @@ from ._drivers cimport Job
 from ._flight cimport Flight, SyncFlight
 from ._scheduler cimport Scheduler, count_time
 from ._ticket cimport (
-    DONE, FLYING, FROM_DEVICE, HELD, Desk, Record, Ticket, end_ticket, is_observed, tell,
+    DONE, FLYING, FROM_DEVICE, HELD, Desk, Record, Ticket, end_ticket, tell,
 )
 from ._window cimport Tickets, Window, Writes
 from .errors import PoisonedError
@@ -46,6 +47,12 @@ cdef class LandingDesk(Desk):
 
     cdef void strike_off(self) noexcept:
         self.is_listed = False
+
+    cdef int remember(self, Ticket ticket) except -1:
+        # It failed, and nobody was told, nor can be any more.
+        if self.deferred is None:
+            self.deferred = ticket.failure or self.describe(ticket, ticket.error)
+        return 0
 
     cdef object describe(self, Ticket ticket, int error):
         if ticket.poisoned:
@@ -106,19 +113,21 @@ cdef int enlist(LandingDesk self) except -1:
     return 0
 
 
-cdef int refuse_held(LandingDesk self) except -1:
+cdef int refuse_held(LandingDesk self, list heard, list hubs) except -1:
     # After a sync has failed: held writes and syncs learn it, and never go.
-    cdef Writes writes = self.window.take_writes()
+    cdef Writes flying = self.window.flying, writes = self.window.take_writes()
     cdef Ticket ticket
     cdef Py_ssize_t i
-    self.window.flying = None
+    self.window.flying = flying         # what is under way goes on
     self.writes_due = None
     for i in range(writes.tickets.size):
-        if writes.tickets.items[i] != NULL:
-            ticket = <Ticket>writes.tickets.items[i]
-            if ticket.state == HELD:
-                ticket.poisoned = ticket.end > ticket.offset or ticket.kind == SYNC
-                end_now(self, ticket, self.poison if ticket.poisoned else 0)
+        if writes.tickets.items[i] == NULL:
+            continue
+        ticket = take_out(&writes.tickets, i)
+        if ticket.state == HELD:
+            ticket.poisoned = ticket.end > ticket.offset or ticket.kind == SYNC
+            ticket.error = self.poison if ticket.poisoned else 0
+            end_one(self, ticket, heard, hubs)
     return 0
 
 
@@ -134,7 +143,7 @@ cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1:
     if ticket.awaiter is not None or ticket.watchers is not None:
         heard, hubs = [], []
     ticket.error = error
-    end_one(self, ticket, heard, hubs, 1)
+    end_one(self, ticket, heard, hubs)
     self.scheduler.drivers.land()
     if heard is not None:
         tell(heard, hubs)
@@ -142,8 +151,7 @@ cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1:
     return 0
 
 
-cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs, Py_ssize_t own) except -1:
-    # own: how many references to it are ours.
+cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs) except -1:
     cdef Record record = ticket.record
     cdef bint failed = ticket.error != 0 or ticket.failure is not None
     let_go(ticket)
@@ -151,8 +159,6 @@ cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs, Py_ssiz
         ticket.owner = None
     elif ticket.got < ticket.end - ticket.offset:
         ticket.owner = ticket.owner[:ticket.got]        # a copy: the rest is not kept alive
-    if failed and ticket.kind == WRITE and not is_observed(ticket, own) and self.deferred is None:
-        self.deferred = ticket.failure or self.describe(ticket, ticket.error)
     ticket.state = DONE
     self.scheduler.freed(ticket)
     self.pending -= 1
@@ -166,19 +172,26 @@ cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs, Py_ssiz
     return 0
 
 
-cdef int end_all(LandingDesk self, const Tickets* tickets, list heard, list hubs) except -1:
+cdef Ticket take_out(Tickets* tickets, Py_ssize_t place):
+    ticket = <Ticket>tickets.items[place]
+    tickets.items[place] = NULL
+    Py_DECREF(ticket)
+    return ticket
+
+
+cdef int end_all(LandingDesk self, Tickets* tickets, list heard, list hubs) except -1:
     cdef Ticket ticket
     cdef Py_ssize_t i
     for i in range(tickets.size):
         if tickets.items[i] == NULL:
             continue
-        ticket = <Ticket>tickets.items[i]
+        ticket = take_out(tickets, i)
         if ticket.state == FLYING:
             if ticket.kind == SYNC:
                 ticket.state = HELD
                 self.syncs.append(ticket)
             else:
-                end_one(self, ticket, heard, hubs, 2)
+                end_one(self, ticket, heard, hubs)
         if i % BREATH == BREATH - 1:
             ticket = None
             with nogil:
@@ -188,9 +201,9 @@ cdef int end_all(LandingDesk self, const Tickets* tickets, list heard, list hubs
 
 cdef int count(LandingDesk self, Flight flight) except -1:
     cdef Scheduler scheduler = self.scheduler
-    scheduler.counters.batches += 1
     if not flight.has_io:
         return 0
+    scheduler.counters.batches += 1
     flight.count_plan()
     flight.record.extents = flight.batch.extents.size
     flight.record.bytes_moved = flight.bytes_moved
@@ -263,7 +276,7 @@ cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t
         return 0
     ticket.got = min(ticket.got, max(<int64_t>0, offset + outcome - ticket.offset))
     memcpy(ticket.memory, memory + (ticket.offset - offset), ticket.got)
-    return end_one(self, ticket, heard, hubs, 3)
+    return end_one(self, ticket, heard, hubs)
 
 
 cdef int land_solo(LandingDesk self, Solo* solo, int64_t got) except -1:
@@ -319,7 +332,7 @@ cdef int land_sync(LandingDesk self, SyncFlight flight, list heard, list hubs) e
     for ticket in flight.tickets:
         ticket.error = error
         ticket.failure = failure
-        end_one(self, ticket, heard, hubs, 2)
+        end_one(self, ticket, heard, hubs)
     if self.poison:
-        refuse_held(self)
+        refuse_held(self, heard, hubs)
     return 0

@@ -1,5 +1,6 @@
 # The caller's handle on a request, and what the request needs on its way.
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ._backend cimport Kind
@@ -46,6 +47,7 @@ cdef class Ticket:
     cdef bint is_unasked        # of a read: answered where it was submitted, not looked at yet
     cdef bint superseded        # of a write: none of its bytes was moved
     cdef bint poisoned
+    cdef bint is_heard          # somebody was told of its error
     cdef int error              # errno, 0: none
     cdef int64_t offset
     cdef int64_t end
@@ -77,6 +79,7 @@ cdef class Desk:
     cdef int hasten(self, Ticket ticket) except -1
     cdef Hub hub_of(self, object loop)
     cdef object describe(self, Ticket ticket, int error)
+    cdef int remember(self, Ticket ticket) except -1
     # for flights:
     cdef Batch make_batch(self, Kind kind, Py_ssize_t n)
     cdef int landed(self, Job flight) except -1
@@ -123,4 +126,4 @@ cdef int end_ticket(Ticket ticket, list heard, list hubs) except -1
 cdef void tell(list heard, list hubs) noexcept
 cdef bint is_on_a_loop() except -1
 cdef object outcome(Ticket ticket)
-cdef bint is_observed(Ticket ticket, Py_ssize_t own) noexcept
+cdef bint is_observed(PyObject* ticket) noexcept

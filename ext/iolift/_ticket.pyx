@@ -57,6 +57,9 @@ cdef class Desk:
     cdef object describe(self, Ticket ticket, int error):
         raise NotImplementedError
 
+    cdef int remember(self, Ticket ticket) except -1:
+        raise NotImplementedError
+
     cdef Batch make_batch(self, Kind kind, Py_ssize_t n):
         raise NotImplementedError
 
@@ -105,6 +108,8 @@ cdef class Ticket:
 
     def __dealloc__(self):
         free(self.holes)
+        if (self.error or self.failure is not None) and not self.is_heard and self.kind != READ:
+            self.desk.remember(self)
 
     @property
     def state(self):
@@ -220,6 +225,7 @@ cdef inline void note_asked(Ticket ticket) noexcept:
 
 
 cdef object error_of(Ticket ticket):
+    ticket.is_heard = True
     if ticket.failure is not None:
         return ticket.failure
     if ticket.error:
@@ -246,10 +252,10 @@ cdef object outcome(Ticket ticket):
 
 # ------------------------------------------------------------------------------------------- ends
 
-cdef bint is_observed(Ticket ticket, Py_ssize_t own) noexcept:
-    # Whether anybody but us, with our `own` references, can still ask it for its outcome.
-    return Py_REFCNT(<PyObject*>ticket) > own or ticket.awaiter is not None \
-        or ticket.watchers is not None
+cdef bint is_observed(PyObject* ticket) noexcept:
+    # Whether anybody but the window, which has one reference, can ask it for its outcome.
+    return (Py_REFCNT(ticket) > 1 or (<Ticket>ticket).awaiter is not None
+            or (<Ticket>ticket).watchers is not None)
 
 
 cdef int end_ticket(Ticket ticket, list heard, list hubs) except -1:

@@ -52,7 +52,7 @@ cdef class Window:
     cdef int cover(self, Ticket ticket) except -1
     cdef int add_read(self, Ticket ticket) except -1
     cdef int add_write(self, Ticket ticket) except -1
-    cdef int64_t supersede(self, Ticket ticket) except -1
+    cdef int64_t supersede(self, Ticket ticket, Py_ssize_t* count) except -1
     cdef int withdraw(self, Ticket ticket) except -1
     cdef Reads take_reads(self)
     cdef void drop_reads(self) noexcept

@@ -26,6 +26,11 @@ from ._overlay cimport (
 from ._ticket cimport CANCELLED, HELD, Span, Ticket, is_observed
 
 
+cdef enum:
+    # How far `supersede` looks for a write whose ticket nobody has.
+    MAX_STEPS = 8
+
+
 # --------------------------------------------------------------------------------------- arrays
 
 cdef int append(Tickets* tickets, Ticket ticket) except -1:
@@ -193,35 +198,45 @@ cdef class Window:
         ticket.hole_count = holes.size
         return 0
 
-    cdef int64_t supersede(self, Ticket ticket) except -1:
-        # Before `ticket`, a write, is added: where the youngest write of its page can't be
-        # withdrawn any more, the one before it, if that lies within, is not needed. Returns the
-        # bytes that were let go.
+    cdef int64_t supersede(self, Ticket ticket, Py_ssize_t* count) except -1:
+        # Before `ticket`, a write, is added: behind the youngest write of its page that can't be
+        # withdrawn any more, those that lie within it are not needed. Returns the bytes that were
+        # let go, and of how many.
         cdef Writes writes = self.writes
-        cdef int64_t page = page_of(ticket.offset), size
-        cdef uint32_t head, below
+        cdef int64_t page = page_of(ticket.offset), size = 0
+        cdef uint32_t entry, below
         cdef Ticket young, old
+        cdef int steps = 0
         if ticket.end == ticket.offset or page_of(ticket.end - 1) != page:
             return 0
-        head = youngest(&writes.index, page)
-        if head == NONE:
+        entry = youngest(&writes.index, page)
+        # Whoever writes in a loop still has the last ticket in a variable.
+        while entry != NONE and not is_settled(writes, entry) and steps < MAX_STEPS:
+            entry = writes.index.entries[entry].older
+            steps += 1
+        if entry == NONE or steps == MAX_STEPS:
             return 0
-        below = writes.index.entries[head].older
-        if below == NONE:
-            return 0
-        young = <Ticket>writes.tickets.items[writes.index.entries[head].write]
-        old = <Ticket>writes.tickets.items[writes.index.entries[below].write]
-        # 2 and 2: the array's reference, and the local variable's.
-        if (young.state != HELD or is_observed(young, 2) or is_observed(old, 2)
-                or old.state != HELD or old.offset < young.offset or old.end > young.end
-                or page_of(old.offset) != page_of(old.end - 1)):
-            return 0
-        size = old.end - old.offset
-        writes.tickets.items[writes.index.entries[below].write] = NULL
-        writes.index.entries[head].older = writes.index.entries[below].older
+        young = <Ticket>writes.tickets.items[writes.index.entries[entry].write]
+        below = writes.index.entries[entry].older
+        while below != NONE and is_settled(writes, below):
+            old = <Ticket>writes.tickets.items[writes.index.entries[below].write]
+            if (old.offset < young.offset or old.end > young.end
+                    or page_of(old.offset) != page_of(old.end - 1)):
+                break
+            writes.tickets.items[writes.index.entries[below].write] = NULL
+            Py_DECREF(old)
+            size += old.end - old.offset
+            count[0] += 1
+            below = writes.index.entries[below].older
+        writes.index.entries[entry].older = below
         writes.bytes -= size
-        Py_DECREF(old)
         return size
+
+
+cdef inline bint is_settled(Writes writes, uint32_t entry) noexcept:
+    # Whether nobody can withdraw it, or ask what became of it.
+    cdef PyObject* ticket = writes.tickets.items[writes.index.entries[entry].write]
+    return (<Ticket>ticket).state == HELD and not is_observed(ticket)
 
 
 cdef int copy_page(Ticket ticket, Writes writes, Spans* left) except -1:
