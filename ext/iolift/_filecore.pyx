@@ -492,12 +492,19 @@ cdef int wait_for_own(FileCore self, Ticket ticket) except -1:
 
 
 cdef int begin_direct_writes(FileCore self) except -1:
-    # Before what passes the window by: all that was submitted earlier is over.
+    # Before what passes the window by: all that was submitted earlier is over, and what others
+    # have submitted meanwhile is either in the file, too, or held until this is.
     if not self.writes_go_straight():
         self.settle_reads()
         self.settle_writes()
     self.direct_writes += 1
     self.write_changes += 1
+    try:
+        while self.window.flying is not None:
+            self.scheduler.wait_for_landing(INT64_MAX)
+    except BaseException:
+        end_direct_writes(self)
+        raise
     return 0
 
 

@@ -48,6 +48,7 @@ cdef class Scheduler(Timed):
     cdef set desks                      # those that hold something
     cdef object trace                   # list of int64[k, 3], or None
     cdef object parked                  # collections.deque of Tickets
+    cdef bint is_admitting              # them
     cdef list hubs
     cdef uint32_t generation            # of forks
 

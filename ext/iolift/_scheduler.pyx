@@ -106,6 +106,8 @@ cdef class Scheduler(Timed):
                 self.parked.append(ticket)
                 desk.parked_here += 1
                 ticket.state = PARKED
+                if len(self.parked) == 1:
+                    self.make_room()
                 return 0
             self.make_room()
             if self.is_full(size) or self.parked:
@@ -118,18 +120,27 @@ cdef class Scheduler(Timed):
         cdef Ticket ticket
         cdef Desk desk
         cdef int64_t size
-        while self.parked:
-            ticket = self.parked[0]
-            size = ticket.end - ticket.offset
-            desk = ticket.desk
-            if ticket.state != CANCELLED and self.is_full(size):
-                return 0
-            self.parked.popleft()
-            desk.parked_here -= 1
-            if ticket.state != CANCELLED:
-                self.held_requests += 1
-                self.held_bytes += size
-                desk.take(ticket)
+        if self.is_admitting:
+            return 0                    # what was taken has landed already; the loop below goes on
+        self.is_admitting = True
+        try:
+            while self.parked:
+                ticket = self.parked[0]
+                size = ticket.end - ticket.offset
+                desk = ticket.desk
+                if ticket.state != CANCELLED and self.is_full(size):
+                    self.make_room()
+                    if self.is_full(size):
+                        return 0
+                    continue
+                self.parked.popleft()
+                desk.parked_here -= 1
+                if ticket.state != CANCELLED:
+                    self.held_requests += 1
+                    self.held_bytes += size
+                    desk.take(ticket)
+        finally:
+            self.is_admitting = False
         return 0
 
     cdef int make_room(self) except -1:
