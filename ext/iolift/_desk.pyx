@@ -3,8 +3,8 @@
     submit -> (parked) -> take: overlay -> join -> window -> whether the hold ends at once
 
 1. A read looks at the overlay first. What is left of it joins a read that is under way and has all
-   of it: by the order of dispatch (_dispatch.pyx) no write of these bytes can have gone in between.
-   Writes that pass the window by (`direct_writes`) are counted, and end that.
+   of it: by the order of dispatch (_dispatch.pyx, _solo.pyx) no write of these bytes can have gone
+   in between.
 2. Who waits for the one read that is held does it where it stands, and a read that is alone and in
    the page cache is answered at once: to hand either to a driver would cost twenty times as much.
    Alone is who comes after a window's time without others, or after its answer to the last one was
@@ -22,9 +22,10 @@ from libc.stdint cimport INT64_MAX, int64_t
 from ._backend cimport READ, SYNC, WRITE, Kind, fork_generation
 from ._dispatch cimport DispatchDesk, file_size
 from ._flight cimport Flight
-from ._landing cimport Solo, end_now, enlist, hold_read, land_solo, let_go
+from ._landing cimport Solo, end_now, enlist, hold_read, let_go
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._scheduler cimport Scheduler
+from ._solo cimport begin_solo, end_solo, joinable_solo
 from ._system cimport iolift_now_ns, iolift_read_cached
 from ._ticket cimport (
     CANCELLED, DONE, FLYING, FROM_JOIN, FROM_OVERLAY, HELD, PARKED, Hub, Record, Ticket,
@@ -114,6 +115,12 @@ cdef class FileDesk(DispatchDesk):
         cdef Scheduler scheduler = self.scheduler
         ticket.submitted_ns = scheduler.now()
         ticket.state = HELD
+        if ticket.awaiter is not None:
+            # Awaited while it was parked: the turn of the loop that would end the hold is over.
+            if ticket.kind == READ:
+                self.reads_due = self.reads_due or "demand"
+            else:
+                self.writes_due = self.writes_due or "demand"
         try:
             if ticket.kind == READ:
                 return take_read(self, ticket)
@@ -149,23 +156,11 @@ cdef class FileDesk(DispatchDesk):
         # -errno.
         cdef Solo solo
         cdef int64_t got = -EIO
-        solo.offset, solo.end = position, position + size
-        solo.memory = memory
-        solo.write_changes = self.write_changes
-        solo.joined = NULL
-        solo.next = self.solos
-        solo.place = &self.solos
-        if solo.next != NULL:
-            solo.next.place = &solo.next
-        self.solos = &solo
+        begin_solo(self, &solo, READ, position, position + size, memory)
         try:
             got = self.move_straight(READ, memory, size, position)
         finally:
-            solo.place[0] = solo.next       # here, after all: the GIL was away
-            if solo.next != NULL:
-                solo.next.place = solo.place
-            if solo.joined != NULL or self.writes_due is not None:
-                land_solo(self, &solo, got)
+            end_solo(self, &solo, got)
         return got
 
     cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
@@ -215,26 +210,13 @@ cdef int look_past_the_end(FileDesk self, Ticket ticket) except -1:
     return 0
 
 
-# Reads that are under way and have all these bytes. A write that passes the window by may have
-# changed them since the read began, or be about to: none may have begun or ended meanwhile.
-
-cdef Solo* joinable_solo(FileDesk self, int64_t offset, int64_t end) noexcept:
-    cdef Solo* solo = self.solos
-    while solo != NULL:
-        if (solo.offset <= offset and end <= solo.end and self.direct_writes == 0
-                and solo.write_changes == self.write_changes):
-            return solo
-        solo = solo.next
-    return NULL
-
-
 cdef Flight joinable_flight(FileDesk self, int64_t offset, int64_t end, Py_ssize_t* piece):
+    # Reads that are under way and have all these bytes.
     cdef Flight flight
     for flight in self.flights:
-        if self.direct_writes == 0 and flight.write_changes == self.write_changes:
-            piece[0] = flight.find(offset, end)
-            if piece[0] >= 0:
-                return flight
+        piece[0] = flight.find(offset, end)
+        if piece[0] >= 0:
+            return flight
     return None
 
 
@@ -290,7 +272,8 @@ cdef bint read_cached(FileDesk self) except -1:
     # to a driver would cost twenty times as much.
     cdef Ticket ticket = <Ticket>self.window.reads.tickets.items[0]
     cdef int64_t size = ticket.end - ticket.offset, got
-    if ticket.holes != NULL or size > MAX_CHUNK_BYTES or self.scheduler.is_shaped:
+    if (ticket.holes != NULL or size > MAX_CHUNK_BYTES or self.scheduler.is_shaped
+            or self.solo_writes):
         return False
     got = iolift_read_cached(self.target.descriptor, ticket.memory, size, ticket.offset)
     self.answers_at_once = got == size
@@ -428,6 +411,20 @@ cdef int check(FileDesk self) except -1:
     assert live <= self.pending
     assert self.is_empty() or self.is_listed
     assert self.is_listed == (self in self.scheduler.desks)
-    assert self.pending >= 0 and self.direct_writes >= 0 and self.parked_here >= 0
+    assert self.pending >= 0 and self.parked_here >= 0
+    check_solos(self)
     self.scheduler.check()
+    return 0
+
+
+cdef int check_solos(FileDesk self) except -1:
+    cdef const Solo* solo = self.solos
+    cdef Py_ssize_t writes = 0, waiting = 0
+    while solo != NULL:
+        assert solo.place[0] == solo
+        writes += solo.kind == WRITE
+        waiting += not solo.begun
+        solo = solo.next
+    assert writes == self.solo_writes
+    assert self.solos_waiting <= waiting
     return 0

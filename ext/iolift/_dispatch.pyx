@@ -6,8 +6,8 @@
     flight -> plan -> scheduler.launch -> (a driver) -> landed -> go_on
 
 1. Reads go before the writes of the same file that are held with them. A generation of writes goes
-   when the one before has landed and no write that passed the window by is under way, and when no
-   read that is under way overlaps it (or may see where the file ended before it). Nothing else waits for anything: reads that come later have the
+   when the one before has landed, and when nothing that is under way overlaps it (or may see where
+   the file ended before it). Nothing else waits for anything: reads that come later have the
    overlay, and what is left of them overlaps no write that is held or flying.
 2. What should go and can't yet is `reads_due` or `writes_due`, with the reason; every landing, and
    the clock where it is shaping that says no, asks again.
@@ -23,7 +23,7 @@ import os
 import numpy as np
 
 from libc.errno cimport EIO
-from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.string cimport memset
 from posix.stat cimport fstat, struct_stat
 
@@ -31,8 +31,9 @@ from ._backend cimport READ, SYNC, WRITE, Kind, Operation
 from ._flight cimport Flight, SyncFlight, read_flight, write_flight
 from ._landing cimport LandingDesk, Solo, end_now, refuse_held
 from ._scheduler cimport Scheduler
+from ._solo cimport meets_solo
 from ._ticket cimport DONE, FLYING, HELD, Ticket, tell
-from ._window cimport Writes
+from ._window cimport Tickets, Writes
 
 # Who waits is served while the device has room; what is overdue goes whatever the device does.
 cdef tuple PATIENT = ("demand", "turn")
@@ -131,7 +132,7 @@ cdef class DispatchDesk(LandingDesk):
         if self.window.reads.tickets.size == 0:
             self.reads_due = None
             return 0
-        if not scheduler.may_go():
+        if meets_solo_write(self) or not scheduler.may_go():
             self.reads_due = self.reads_due or reason
             return 0
         self.reads_due = None
@@ -139,7 +140,6 @@ cdef class DispatchDesk(LandingDesk):
         scheduler.batch_number += 1
         flight = read_flight(self, self.window.take_reads(), reason, scheduler.now(),
                              scheduler.batch_number)
-        flight.write_changes = self.write_changes
         self.flights.append(flight)
         return launch(self, flight)
 
@@ -152,18 +152,18 @@ cdef class DispatchDesk(LandingDesk):
             self.writes_due = None
             return 0
         self.writes_due = self.writes_due or reason
-        if self.window.flying is not None or self.direct_writes:
+        if self.window.flying is not None:
             return 0
         self.dispatch_reads(reason)
         if (self.window.reads.tickets.size or self.window.flying is not None
-                or self.direct_writes or self.window.writes.tickets.size == 0):
+                or self.window.writes.tickets.size == 0):
             return 0
         if self.poison:
             refuse_held(self, heard, hubs)
             self.scheduler.drivers.land()
             tell(heard, hubs)
             return 0
-        if has_reads_in_the_way(self) or not scheduler.may_go():
+        if is_in_the_way(self) or not scheduler.may_go():
             return 0
         reason, self.writes_due = self.writes_due, None
         self.writes_awaited = False
@@ -217,14 +217,9 @@ cdef class DispatchDesk(LandingDesk):
         return 0
 
     cdef int settle_reads(self) except -1:
-        # Returns when every read dispatched or held so far has landed, also those that have joined
-        # one which its caller does itself. From here on nobody joins those.
-        self.write_changes += 1
+        # Returns when every read that was held so far has been dispatched.
         self.dispatch_reads("flush")
-        for flight in list(self.flights):
-            while not (<Flight>flight).is_down:
-                self.scheduler.wait_for_landing(INT64_MAX)
-        while has_companions(self, self.write_changes):
+        while self.reads_due is not None:
             self.scheduler.wait_for_landing(INT64_MAX)
         return 0
 
@@ -248,34 +243,43 @@ cdef int launch(DispatchDesk self, Flight flight) except -1:
     return self.scheduler.launch(flight, flight.launched_operations, not flight.has_io)
 
 
-cdef bint has_companions(DispatchDesk self, uint64_t before) noexcept:
-    # Whether others have joined a read that its caller does itself, and began before a write.
-    cdef Solo* solo = self.solos
-    while solo != NULL:
-        if solo.joined != NULL and solo.write_changes < before:
+cdef bint meets_solo_write(DispatchDesk self) noexcept:
+    # Whether a write that passes the window by must be over before the held reads may go.
+    cdef const Tickets* reads = &self.window.reads.tickets
+    cdef Ticket read
+    cdef Py_ssize_t i
+    if self.solo_writes == 0:
+        return False
+    for i in range(reads.size):
+        read = <Ticket>reads.items[i]
+        if read.state == HELD and meets_solo(self, READ, read.offset, read.end):
             return True
-        solo = solo.next
     return False
 
 
-cdef bint has_reads_in_the_way(DispatchDesk self) except -1:
-    # Whether a read that is under way must be over before the held writes may go.
+cdef bint is_in_the_way(DispatchDesk self) except -1:
+    # Whether something that is under way must be over before the held writes may go.
     cdef Writes writes = self.window.writes
-    cdef Solo* solo = self.solos
+    cdef const Solo* solo = self.solos
     cdef Flight flight
     cdef Ticket write
     cdef Py_ssize_t i
     cdef int64_t size = INT64_MAX
-    if not self.flights and solo == NULL:
+    if not self.flights and self.solos == NULL:
         return False
     if writes.end:
         size = file_size(self)
         if writes.end <= size:
             size = INT64_MAX            # it does not grow
     while solo != NULL:
-        if solo.end > size or overlaps_writes(writes, solo.offset, solo.end):
+        if solo.kind == READ and solo.end > size:
             return True
         solo = solo.next
+    for i in range(writes.tickets.size if self.solos != NULL else 0):
+        if writes.tickets.items[i] != NULL:
+            write = <Ticket>writes.tickets.items[i]
+            if write.state == HELD and meets_solo(self, WRITE, write.offset, write.end):
+                return True
     for flight in self.flights:
         if flight.end() > size:
             return True
@@ -285,17 +289,6 @@ cdef bint has_reads_in_the_way(DispatchDesk self) except -1:
             write = <Ticket>writes.tickets.items[i]
             if (write.state == HELD and write.end > write.offset
                     and flight.overlaps(write.offset, write.end)):
-                return True
-    return False
-
-
-cdef bint overlaps_writes(Writes writes, int64_t begin, int64_t end) noexcept:
-    cdef Ticket write
-    cdef Py_ssize_t i
-    for i in range(writes.tickets.size):
-        if writes.tickets.items[i] != NULL:
-            write = <Ticket>writes.tickets.items[i]
-            if write.state == HELD and write.offset < end and begin < write.end:
                 return True
     return False
 

@@ -27,8 +27,9 @@ from ._batch cimport Batch, pthread_rwlock_t
 from ._coalescer cimport Coalescer
 from ._desk cimport FileDesk
 from ._dispatch cimport file_size, new_ticket
-from ._landing cimport poisoned
+from ._landing cimport Solo, poisoned
 from ._scatter cimport MAX_CHUNK_BYTES
+from ._solo cimport begin_solo, end_solo
 from ._system cimport O_DIRECT, iolift_direct_alignment, iovec
 from ._ticket cimport DONE, HELD, Ticket, outcome
 from .errors import RangeError, ShortReadError
@@ -303,13 +304,14 @@ cdef class FileCore(FileDesk):
 
     def truncate(self, size):
         cdef int64_t length = parse_int(size, "size", 0, INT64_MAX)
+        cdef Solo solo
         self.enter(WRITE)
         try:
-            begin_direct_writes(self)
+            begin_many(self, &solo, WRITE, 0, INT64_MAX)
             try:
                 os.ftruncate(self.target.descriptor, length)
             finally:
-                end_direct_writes(self)
+                end_solo(self, &solo, 0)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.name) from None
         finally:
@@ -454,6 +456,7 @@ cdef int64_t write_now(FileCore self, char* memory, int64_t size, int64_t positi
                        object owner) except -1:
     cdef int64_t written = 0
     cdef Ticket ticket
+    cdef Solo solo
     if not self.writes_go_straight():
         ticket = new_ticket(self, WRITE, position, position + size, memory, owner)
         wait_for_own(self, ticket)
@@ -462,12 +465,11 @@ cdef int64_t write_now(FileCore self, char* memory, int64_t size, int64_t positi
     self.scheduler.counters.writes += 1
     if size == 0:
         return 0
-    self.direct_writes += 1
-    self.write_changes += 1
+    begin_solo(self, &solo, WRITE, position, position + size, NULL)
     try:
         written = self.move_straight(WRITE, memory, size, position)
     finally:
-        end_direct_writes(self)
+        end_solo(self, &solo, 0)
     if written < 0:
         raise OSError(-written, os.strerror(<int>-written), self.name)
     self.scheduler.counters.bytes_written += written
@@ -491,29 +493,12 @@ cdef int wait_for_own(FileCore self, Ticket ticket) except -1:
     return 0
 
 
-cdef int begin_direct_writes(FileCore self) except -1:
-    # Before what passes the window by: all that was submitted earlier is over, and what others
-    # have submitted meanwhile is either in the file, too, or held until this is.
-    if not self.writes_go_straight():
+cdef int begin_many(FileCore self, Solo* solo, Kind kind, int64_t offset, int64_t end) except -1:
+    # What passes the window by, somewhere in [offset, end): all that was submitted earlier is over.
+    if kind == WRITE:
         self.settle_reads()
-        self.settle_writes()
-    self.direct_writes += 1
-    self.write_changes += 1
-    try:
-        while self.window.flying is not None:
-            self.scheduler.wait_for_landing(INT64_MAX)
-    except BaseException:
-        end_direct_writes(self)
-        raise
-    return 0
-
-
-cdef int end_direct_writes(FileCore self) except -1:
-    self.direct_writes -= 1
-    self.write_changes += 1
-    if self.writes_due is not None:
-        self.scheduler.go_on()
-    return 0
+    self.settle_writes()
+    return begin_solo(self, solo, kind, offset, end, NULL)
 
 
 cdef int64_t move_batch_of_one(FileCore self, Kind kind, char* memory, int64_t size,
@@ -626,8 +611,9 @@ cdef int move_ranges(FileCore self, Kind kind, Ranges ranges, char* memory) exce
 cdef int run_many(FileCore self, Batch batch, Py_ssize_t requests, int64_t total,
                   const int64_t* lengths, int64_t length, int64_t start) except -1:
     # A batch of the caller's own, past the window, after all that was submitted before.
+    cdef Solo solo
     cdef Py_ssize_t i
-    cdef int64_t moved = 0
+    cdef int64_t moved = 0, first = INT64_MAX, end = 0
     while not self.scheduler.may_go():
         self.scheduler.wait_for_landing(self.scheduler.ready_at())
     self.scheduler.counters.requests += requests
@@ -635,15 +621,16 @@ cdef int run_many(FileCore self, Batch batch, Py_ssize_t requests, int64_t total
     if batch.kind == READ:
         self.scheduler.counters.reads += requests
         self.scheduler.counters.bytes_asked += total
-        self.settle_writes()
-        batch.run(lengths, length, start)
     else:
         self.scheduler.counters.writes += requests
-        begin_direct_writes(self)
-        try:
-            batch.run(lengths, length, start)
-        finally:
-            end_direct_writes(self)
+    for i in range(batch.n):
+        first = min(first, batch.rows.offsets[i])
+        end = max(end, batch.rows.offsets[i] + (length if lengths == NULL else lengths[i]))
+    begin_many(self, &solo, batch.kind, first, end)
+    try:
+        batch.run(lengths, length, start)
+    finally:
+        end_solo(self, &solo, 0)
     for i in range(batch.extents.size):
         moved += batch.extents.items[i].end - batch.extents.items[i].offset
     self.scheduler.charge(batch.extents.size, moved)

@@ -27,7 +27,6 @@ cdef class Flight(Job):
     cdef bint has_io
     cdef bint is_down               # landed
     cdef object failure             # of the batch as a whole
-    cdef uint64_t write_changes     # of its desk, at dispatch
     # The pieces by offset, and how far any of those up to one reaches.
     cdef const Request* sorted
     cdef Request* sorted_copy       # where the plan is in another order

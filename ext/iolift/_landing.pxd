@@ -1,21 +1,24 @@
 # The state of a file's desk, and what becomes of its tickets when something has landed.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
+from ._backend cimport Kind
 from ._scheduler cimport Scheduler
 from ._ticket cimport Desk, Ticket
 from ._window cimport Window
 
 
 cdef struct Solo:
-    # A read that its caller does itself, where it stands. Lives on the caller's stack.
-    int64_t offset
+    # What its caller does itself, where it stands (_solo.pyx). Lives on the caller's stack.
+    Kind kind
+    int64_t offset              # of several ranges: from the first byte of any to the last
     int64_t end
-    char* memory
-    uint64_t write_changes      # of its desk, when it began
+    char* memory                # NULL: nobody can join
     PyObject* joined            # a list of Tickets, owned; NULL while nobody has joined
-    Solo* next
+    unsigned long thread
+    bint begun                  # it waits for nobody any more
+    Solo* next                  # the one that came before
     Solo** place                # what points here
 
 
@@ -26,9 +29,9 @@ cdef class LandingDesk(Desk):
     cdef int poison                 # the errno of a failed sync, for good
     cdef Py_ssize_t pending         # tickets that have not ended
     cdef list flights               # reads under way
-    cdef Solo* solos                # ... and those in their callers' threads
-    cdef Py_ssize_t direct_writes   # in their callers' threads, past the window
-    cdef uint64_t write_changes     # goes up when one of these begins or ends
+    cdef Solo* solos                # what callers do themselves, the latest first
+    cdef Py_ssize_t solo_writes     # ... those of them that write
+    cdef Py_ssize_t solos_waiting   # ... and those that have not begun
     cdef str reads_due              # the hold has ended, for this reason, and they could not go
     cdef str writes_due
     cdef list syncs                 # tickets whose earlier writes are all in the file
@@ -47,4 +50,5 @@ cdef int enlist(LandingDesk self) except -1
 cdef int refuse_held(LandingDesk self, list heard, list hubs) except -1
 cdef void let_go(Ticket ticket) noexcept
 cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1
-cdef int land_solo(LandingDesk self, Solo* solo, int64_t got) except -1
+cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t offset,
+                    int64_t outcome, list heard, list hubs) except -1

@@ -279,21 +279,6 @@ cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t
     return end_one(self, ticket, heard, hubs)
 
 
-cdef int land_solo(LandingDesk self, Solo* solo, int64_t got) except -1:
-    cdef list heard = [], hubs = [], joined
-    cdef Ticket ticket
-    if solo.joined != NULL:
-        joined = <list>solo.joined
-        Py_DECREF(joined)
-        solo.joined = NULL
-        for ticket in joined:
-            end_joined(self, ticket, solo.memory, solo.offset, got, heard, hubs)
-    self.scheduler.go_on()
-    self.scheduler.drivers.land()
-    tell(heard, hubs)
-    return 0
-
-
 cdef int land_writes(LandingDesk self, Flight flight, list heard, list hubs) except -1:
     self.window.flying = None
     if flight.failure is None:

@@ -17,6 +17,7 @@ Who may call: any thread, with the GIL, which guards every field.
 import collections
 
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 
@@ -84,6 +85,7 @@ cdef class Scheduler(Timed):
             self.max_held_bytes = min(max_held_bytes, <int64_t>self.bytes_bucket.burst)
         self.desks = set()
         self.parked = collections.deque()
+        self.sleepers = set()
         self.hubs = []
 
     cdef int64_t now(self) except -1:
@@ -258,8 +260,11 @@ cdef class Scheduler(Timed):
     cdef int wait_for_landing(self, int64_t until_ns) except -1:
         # For a thread that waits for something of which any landing may be the end. The caller has
         # looked, and has not let go of the GIL since.
+        ident = PyThread_get_thread_ident()
+        self.sleepers.add(ident)
         self.drivers.wait_for_landing(self.drivers.landings(),
                                       min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
+        self.sleepers.discard(ident)
         PyErr_CheckSignals()
         if self.generation != fork_generation():
             raise ForkedError("forked in the middle of a call, by a signal handler: in the child, "

@@ -1,0 +1,13 @@
+# What passes the window by: its caller does it itself, where it stands.
+
+from libc.stdint cimport int64_t
+
+from ._backend cimport Kind
+from ._landing cimport LandingDesk, Solo
+
+
+cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int64_t end,
+                    char* memory) except -1
+cdef int end_solo(LandingDesk self, Solo* solo, int64_t got) except -1
+cdef bint meets_solo(LandingDesk self, Kind kind, int64_t offset, int64_t end) noexcept
+cdef Solo* joinable_solo(LandingDesk self, int64_t offset, int64_t end) noexcept
