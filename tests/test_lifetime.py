@@ -295,10 +295,9 @@ HANDLERS = """
             heard.append(1)
             handler()
         signal.signal(signal.SIGALRM, wrapped)
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
         while not heard:
-            signal.setitimer(signal.ITIMER_REAL, 0.005)
             call()
-            signal.setitimer(signal.ITIMER_REAL, 0)
 
     class Special(Exception):
         pass

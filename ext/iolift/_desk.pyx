@@ -25,7 +25,7 @@ from ._flight cimport Flight
 from ._landing cimport Solo, end_now, enlist, hold_read, let_go
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._scheduler cimport Scheduler
-from ._solo cimport begin_solo, end_solo, joinable_solo
+from ._solo cimport begin_solo, end_solo, is_behind_solo, joinable_solo, meets_solo
 from ._system cimport iolift_now_ns, iolift_read_cached
 from ._ticket cimport (
     CANCELLED, DONE, FLYING, FROM_JOIN, FROM_OVERLAY, HELD, PARKED, Hub, Record, Ticket,
@@ -145,7 +145,7 @@ cdef class FileDesk(DispatchDesk):
 
     cdef bint has_joinable(self, int64_t offset, int64_t end) noexcept:
         cdef Py_ssize_t piece
-        return (self.solos != NULL or len(self.flights) > 0) and (
+        return (self.solos != NULL or len(self.flights) > 0) and may_join(self, offset, end) and (
             joinable_solo(self, offset, end) != NULL
             or joinable_flight(self, offset, end, &piece) is not None)
 
@@ -176,28 +176,31 @@ cdef class FileDesk(DispatchDesk):
 
 cdef int take_read(FileDesk self, Ticket ticket) except -1:
     cdef Scheduler scheduler = self.scheduler
+    cdef bint with_flying
     scheduler.counters.requests += 1
     scheduler.counters.reads += 1
     scheduler.counters.bytes_asked += ticket.end - ticket.offset
     if ticket.end == ticket.offset:
         return end_now(self, ticket, 0)
     if self.window.has_writes():
-        self.window.cover(ticket)
-        look_past_the_end(self, ticket)
+        with_flying = not is_behind_solo(self, ticket.offset, ticket.end)
+        self.window.cover(ticket, with_flying)
+        look_past_the_end(self, ticket, with_flying)
     if ticket.hole_count == 0:
         scheduler.counters.overlay_hits += 1
         ticket.source = FROM_OVERLAY
         return end_now(self, ticket, 0)
-    if ticket.holes == NULL and ticket.zeros_until == 0 and join(self, ticket):
+    if (ticket.holes == NULL and ticket.zeros_until == 0
+            and may_join(self, ticket.offset, ticket.end) and join(self, ticket)):
         return 0
     hold_read(self, ticket)
     return end_hold_of_reads(self, ticket.submitted_ns)
 
 
-cdef int look_past_the_end(FileDesk self, Ticket ticket) except -1:
+cdef int look_past_the_end(FileDesk self, Ticket ticket, bint with_flying) except -1:
     # Held and flying writes may reach past the end of the file: a hole before their end is zeros
     # there, and whoever is told so has seen them.
-    cdef int64_t limit = min(ticket.end, self.window.writes_end()), first, size
+    cdef int64_t limit = min(ticket.end, self.window.writes_end(with_flying)), first, size
     if ticket.hole_count == 0:
         return 0
     first = ticket.offset if ticket.holes == NULL else ticket.holes[0].begin
@@ -208,6 +211,10 @@ cdef int look_past_the_end(FileDesk self, Ticket ticket) except -1:
         ticket.zeros_until = limit
         self.window.see_size_beyond(size)
     return 0
+
+
+cdef inline bint may_join(FileDesk self, int64_t offset, int64_t end) noexcept:
+    return self.solo_writes == 0 or not meets_solo(self, READ, offset, end)
 
 
 cdef Flight joinable_flight(FileDesk self, int64_t offset, int64_t end, Py_ssize_t* piece):

@@ -323,7 +323,7 @@ cdef class FileCore(FileDesk):
         try:
             while self.parked_here:
                 self.scheduler.wait_for_landing(INT64_MAX)
-            size, end = file_size(self), self.window.writes_end()
+            size, end = file_size(self), self.window.writes_end(True)
             if end > size:
                 self.window.see_size_beyond(size)
             return max(size, end)
@@ -333,6 +333,7 @@ cdef class FileCore(FileDesk):
     def flush(self):
         self.enter(SYNC)
         try:
+            self.settle_reads()
             self.settle_writes()
             self.raise_deferred()
         finally:
@@ -344,7 +345,8 @@ cdef class FileCore(FileDesk):
         try:
             self.check_poison()
             ticket = new_ticket(self, SYNC, 0, 0, NULL, None)
-            if self.window.has_writes() or self.parked_here:
+            if (self.window.has_writes() or self.parked_here
+                    or self.scheduler.is_full(0)):
                 self.submit(ticket)
             else:
                 sync_now(self, ticket)
@@ -498,6 +500,9 @@ cdef int begin_many(FileCore self, Solo* solo, Kind kind, int64_t offset, int64_
     if kind == WRITE:
         self.settle_reads()
     self.settle_writes()
+    # What came meanwhile and is held still was submitted before this, too.
+    while kind == WRITE and self.window.reads.tickets.size:
+        self.settle_reads()
     return begin_solo(self, solo, kind, offset, end, NULL)
 
 

@@ -9,5 +9,6 @@ from ._landing cimport LandingDesk, Solo
 cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int64_t end,
                     char* memory) except -1
 cdef int end_solo(LandingDesk self, Solo* solo, int64_t got) except -1
+cdef bint is_behind_solo(LandingDesk self, int64_t offset, int64_t end) noexcept
 cdef bint meets_solo(LandingDesk self, Kind kind, int64_t offset, int64_t end) noexcept
 cdef Solo* joinable_solo(LandingDesk self, int64_t offset, int64_t end) noexcept

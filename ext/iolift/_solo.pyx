@@ -3,11 +3,10 @@
     begin_solo (waits for what is in the way) -> the caller's own I/O -> end_solo -> who has joined
 
 1. Two operations that overlap, one of them a write, are never under way together: the later one
-   waits. So no read ever sees half a write, and whoever joins a read gets what a read of its own
-   could have got.
+   waits. So no read ever sees half a write.
 2. A solo waits for the earlier solos that it meets, for the writes that were flying when it came,
-   and, if it writes, for the reads that were. Whatever is dispatched later waits for it. So the
-   waiting has an order, and an end.
+   and, if it writes, for the reads that were. Whatever comes later is behind it: it is dispatched
+   later, joins nothing that went before, and takes nothing from the overlay that did.
 3. A solo whose thread waits in here for something else is in the middle of a signal handler's call:
    nobody waits for it, as it could wait for them.
 
@@ -34,6 +33,7 @@ cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int
     solo.memory = memory
     solo.joined = NULL
     solo.thread = PyThread_get_thread_ident()
+    solo.older = <void*>self.window.flying
     solo.begun = False
     solo.next = self.solos
     solo.place = &self.solos
@@ -129,11 +129,27 @@ cdef bint meets_solo(LandingDesk self, Kind kind, int64_t offset, int64_t end) n
     return False
 
 
-cdef Solo* joinable_solo(LandingDesk self, int64_t offset, int64_t end) noexcept:
-    # A read that has all these bytes: by 1, no write of them can have gone in between.
-    cdef Solo* solo = self.solos
+cdef bint is_behind_solo(LandingDesk self, int64_t offset, int64_t end) noexcept:
+    # Whether a read comes after a solo that waits for the writes that are flying: what those have
+    # of it is overwritten when the read goes.
+    cdef const Solo* solo = self.solos
+    if self.window.flying is None or self.solos_waiting == 0:
+        return False
     while solo != NULL:
-        if solo.memory != NULL and solo.offset <= offset and end <= solo.end:
+        if (not solo.begun and solo.kind == WRITE and solo.older == <void*>self.window.flying
+                and solo.offset < end and offset < solo.end):
+            return True
+        solo = solo.next
+    return False
+
+
+cdef Solo* joinable_solo(LandingDesk self, int64_t offset, int64_t end) noexcept:
+    # A read that has all these bytes, and does not wait for the caller to return to it.
+    cdef Solo* solo = self.solos
+    cdef unsigned long thread = PyThread_get_thread_ident()
+    while solo != NULL:
+        if (solo.memory != NULL and solo.offset <= offset and end <= solo.end
+                and solo.thread != thread):
             return solo
         solo = solo.next
     return NULL

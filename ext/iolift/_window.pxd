@@ -47,9 +47,9 @@ cdef class Window:
     cdef Spans left                 # scratch of `cover`
 
     cdef bint has_writes(self) noexcept
-    cdef int64_t writes_end(self) noexcept
+    cdef int64_t writes_end(self, bint with_flying) noexcept
     cdef void see_size_beyond(self, int64_t size) noexcept
-    cdef int cover(self, Ticket ticket) except -1
+    cdef int cover(self, Ticket ticket, bint with_flying) except -1
     cdef int add_read(self, Ticket ticket) except -1
     cdef int add_write(self, Ticket ticket) except -1
     cdef int64_t supersede(self, Ticket ticket, Py_ssize_t* count) except -1

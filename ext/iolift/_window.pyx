@@ -100,9 +100,10 @@ cdef class Window:
     cdef bint has_writes(self) noexcept:
         return self.writes.tickets.size > 0 or self.flying is not None
 
-    cdef int64_t writes_end(self) noexcept:
+    cdef int64_t writes_end(self, bint with_flying) noexcept:
         # One past the last byte of any held or flying write; 0 when there is none.
-        return max(self.writes.end, self.flying.end if self.flying is not None else 0)
+        return max(self.writes.end,
+                   self.flying.end if with_flying and self.flying is not None else 0)
 
     cdef void see_size_beyond(self, int64_t size) noexcept:
         # Somebody was shown a size that only writes past `size` make true.
@@ -171,7 +172,7 @@ cdef class Window:
 
     # ----------------------------------------------------------------------------------- overlay
 
-    cdef int cover(self, Ticket ticket) except -1:
+    cdef int cover(self, Ticket ticket, bint with_flying) except -1:
         # Copies what the overlay has of a read, and notes the holes. A walk per page.
         cdef int64_t position = ticket.offset, stop
         cdef Spans holes
@@ -184,7 +185,8 @@ cdef class Window:
                 self.left.size = 0
                 add_span(&self.left, position, stop)
                 copy_page(ticket, self.writes, &self.left)
-                copy_page(ticket, self.flying, &self.left)
+                if with_flying:
+                    copy_page(ticket, self.flying, &self.left)
                 take_over(&holes, &self.left)
                 position = stop
         except BaseException:

@@ -254,15 +254,14 @@ class File(io.RawIOBase):
         """Close the file, and its coalescer if that is its own. Idempotent."""
         if self.closed:
             return
-        try:
+        with contextlib.ExitStack() as stack:  # whatever fails, the rest is closed, too
+            if self._owns_coalescer:
+                stack.callback(self._coalescer.close)
+            if self._core is not None:
+                stack.callback(self._core.close)
             # In a forked child there is nothing to flush, and closing is all that it may do.
             with contextlib.suppress(ForkedError):
                 super().close()
-            if self._core is not None:
-                self._core.close()
-        finally:
-            if self._owns_coalescer:
-                self._coalescer.close()
 
     # --------------------------------------------------------------------------- as an io.RawIOBase
 
