@@ -157,10 +157,11 @@ class Round:
                 assert done, f"{noted} after a flush: {noted.ticket.explain()}"
             self.settle(s)
         self.c._check()
-        stats = self.c.stats()
-        assert (stats.held_requests, stats.held_bytes, stats.batches_in_flight) == (0, 0, 0), stats
         for s in self.subjects:
             s.f.close()
+        # Also the reads that nobody waited for are over.
+        stats = self.c.stats()
+        assert (stats.held_requests, stats.held_bytes, stats.batches_in_flight) == (0, 0, 0), stats
         self.c.close()
         if self.disk is not None:
             self.disk.check()

@@ -144,6 +144,8 @@ cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1:
         heard, hubs = [], []
     ticket.error = error
     end_one(self, ticket, heard, hubs)
+    if self.scheduler.parked:
+        self.scheduler.admit_parked()
     self.scheduler.drivers.land()
     if heard is not None:
         tell(heard, hubs)
