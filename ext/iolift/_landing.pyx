@@ -24,7 +24,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from ._backend cimport READ, SYNC, WRITE
+from ._backend cimport READ, SYNC
 from ._drivers cimport Job
 from ._flight cimport Flight, SyncFlight
 from ._scheduler cimport Scheduler, count_time

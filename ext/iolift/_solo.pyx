@@ -13,12 +13,11 @@
 Who may call: any thread, with the GIL, which guards every field.
 """
 
-from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport INT64_MAX, int64_t
 
-from ._backend cimport READ, WRITE, Kind
+from ._backend cimport WRITE, Kind
 from ._flight cimport Flight
 from ._landing cimport LandingDesk, Solo, end_joined
 from ._ticket cimport Ticket, tell
