@@ -191,7 +191,7 @@ cdef int take_read(FileDesk self, Ticket ticket) except -1:
         ticket.source = FROM_OVERLAY
         return end_now(self, ticket, 0)
     if (ticket.holes == NULL and ticket.zeros_until == 0
-            and may_join(self, ticket.offset, ticket.end) and join(self, ticket)):
+            and (self.solos != NULL or len(self.flights) > 0) and join(self, ticket)):
         return 0
     hold_read(self, ticket)
     return end_hold_of_reads(self, ticket.submitted_ns)
@@ -229,22 +229,27 @@ cdef Flight joinable_flight(FileDesk self, int64_t offset, int64_t end, Py_ssize
 
 cdef int join(FileDesk self, Ticket ticket) except -1:
     cdef Flight flight
-    cdef Solo* solo = joinable_solo(self, ticket.offset, ticket.end)
-    cdef Py_ssize_t piece
+    cdef Solo* solo
+    cdef list company = [ticket]            # objects first: see _dispatch.pyx
+    cdef Record record = Record.__new__(Record)
+    if not may_join(self, ticket.offset, ticket.end):
+        return False
+    solo = joinable_solo(self, ticket.offset, ticket.end)
     if solo != NULL:
         if solo.joined == NULL:
-            joined = []
-            Py_INCREF(joined)
-            solo.joined = <PyObject*>joined
-        (<list>solo.joined).append(ticket)
-        ticket.record = Record.__new__(Record)
+            Py_INCREF(company)
+            solo.joined = <PyObject*>company
+        else:
+            (<list>solo.joined).append(ticket)
+        ticket.record = record
     else:
-        flight = joinable_flight(self, ticket.offset, ticket.end, &piece)
+        flight = joinable_flight(self, ticket.offset, ticket.end, &ticket.piece)
         if flight is None:
             return False
         if flight.joined is None:
-            flight.joined = []
-        flight.joined.append((ticket, piece))
+            flight.joined = company
+        else:
+            flight.joined.append(ticket)
         ticket.record = flight.record
     ticket.source = FROM_JOIN
     ticket.state = FLYING
@@ -288,16 +293,21 @@ cdef bint read_cached(FileDesk self) except -1:
         # Also where the file ends: that is for a batch to find out.
         self.asks_cache = got >= 0 or got == -EAGAIN or got == -EINTR
         return False
-    take_lone(self, ticket, "alone")
+    if not take_lone(self, ticket, "alone"):
+        return False
     ticket.is_unasked = self.is_unasked = True
     ticket.record.landed_ns = self.scheduler.now()
     return end_now(self, ticket, 0) == 0
 
 
-cdef int take_lone(FileDesk self, Ticket ticket, str reason) except -1:
-    # The one read that is held leaves the window, to be done where the caller stands.
+cdef bint take_lone(FileDesk self, Ticket ticket, str reason) except -1:
+    # The one read that is held leaves the window, to be done where the caller stands. False: it
+    # is not, any more.
     cdef Scheduler scheduler = self.scheduler
     cdef Record record = Record.__new__(Record)
+    record.dispatched_ns = record.started_ns = scheduler.now()
+    if ticket.state != HELD or self.window.reads.tickets.size != 1:
+        return False
     self.window.drop_reads()
     self.reads_due = None
     if self.is_empty():
@@ -307,14 +317,13 @@ cdef int take_lone(FileDesk self, Ticket ticket, str reason) except -1:
     record.reason = reason
     record.requests = record.extents = 1
     record.bytes_asked = record.bytes_moved = ticket.end - ticket.offset
-    record.dispatched_ns = record.started_ns = scheduler.now()
     scheduler.counters.batches += 1
     scheduler.counters.extents += 1
     scheduler.counters.bytes_moved += record.bytes_moved
     ticket.state = FLYING
     ticket.record = record
     ticket.extent_offset, ticket.extent_end = ticket.offset, ticket.end
-    return 0
+    return True
 
 
 cdef int take_write(FileDesk self, Ticket ticket) except -1:
@@ -370,7 +379,8 @@ cdef bint leads(FileDesk self, Ticket ticket) except -1:
             or ticket.holes != NULL or ticket.zeros_until or scheduler.is_shaped
             or ticket.end - ticket.offset > MAX_CHUNK_BYTES or not scheduler.has_room()):
         return False
-    take_lone(self, ticket, "demand")
+    if not take_lone(self, ticket, "demand"):
+        return False
     try:
         got = self.read_straight(ticket.memory, ticket.end - ticket.offset, ticket.offset)
     except BaseException:

@@ -15,7 +15,9 @@
    and one fdatasync answers all that wait by then.
 
 Who may call: any thread, with the GIL, which guards every field. Planning lets go of it, after
-what is planned has left the window and is in `flights` or `flying`.
+what is planned has left the window and is in `flights` or `flying`. To make an object may run a
+garbage collection (before CPython 3.12), finalizers, and other threads meanwhile: objects are made
+before a decision, not between it and what it decides.
 """
 
 import os
@@ -28,7 +30,7 @@ from libc.string cimport memset
 from posix.stat cimport fstat, struct_stat
 
 from ._backend cimport READ, SYNC, WRITE, Kind, Operation
-from ._flight cimport Flight, SyncFlight, read_flight, write_flight
+from ._flight cimport Flight, SyncFlight, new_flight, take_reads, take_writes
 from ._landing cimport LandingDesk, Solo, end_now, refuse_held
 from ._scheduler cimport Scheduler
 from ._solo cimport meets_solo
@@ -132,14 +134,14 @@ cdef class DispatchDesk(LandingDesk):
         if self.window.reads.tickets.size == 0:
             self.reads_due = None
             return 0
+        flight = new_flight(self, READ, self.reads_due or reason, scheduler.now())
         if meets_solo_write(self) or not scheduler.may_go():
             self.reads_due = self.reads_due or reason
             return 0
         self.reads_due = None
         self.reads_awaited = False
         scheduler.batch_number += 1
-        flight = read_flight(self, self.window.take_reads(), reason, scheduler.now(),
-                             scheduler.batch_number)
+        take_reads(flight, self.window.take_reads(), scheduler.batch_number)
         self.flights.append(flight)
         return launch(self, flight)
 
@@ -148,6 +150,7 @@ cdef class DispatchDesk(LandingDesk):
         # Lets go of the GIL.
         cdef Scheduler scheduler = self.scheduler
         cdef list heard = [], hubs = []
+        cdef Flight flight
         if self.window.writes.tickets.size == 0:
             self.writes_due = None
             return 0
@@ -163,23 +166,26 @@ cdef class DispatchDesk(LandingDesk):
             self.scheduler.drivers.land()
             tell(heard, hubs)
             return 0
-        if is_in_the_way(self) or not scheduler.may_go():
+        flight = new_flight(self, WRITE, self.writes_due, scheduler.now())
+        if (self.window.reads.tickets.size or self.window.flying is not None
+                or is_in_the_way(self) or not scheduler.may_go()):
             return 0
-        reason, self.writes_due = self.writes_due, None
+        self.writes_due = None
         self.writes_awaited = False
         scheduler.batch_number += 1
-        return launch(self, write_flight(self, self.window.take_writes(), reason, scheduler.now(),
-                                         scheduler.batch_number))
+        take_writes(flight, self.window.take_writes(), scheduler.batch_number)
+        return launch(self, flight)
 
     cdef int launch_syncs(self, bint here) except -1:
         cdef SyncFlight flight
         cdef Ticket ticket
         if self.sync_flying or not self.syncs:
             return 0
-        tickets, self.syncs = [t for t in self.syncs if (<Ticket>t).state == HELD], []
-        if not tickets:
-            return 0
-        if self.poison:
+        self.sync_flying = True
+        waiting, self.syncs = self.syncs, []
+        tickets = [t for t in waiting if (<Ticket>t).state == HELD]
+        if self.poison or not tickets:
+            self.sync_flying = False
             for ticket in tickets:
                 ticket.poisoned = True
                 end_now(self, ticket, self.poison)
@@ -194,7 +200,6 @@ cdef class DispatchDesk(LandingDesk):
         flight.operation.fd = self.target.descriptor
         for ticket in tickets:
             ticket.state = FLYING
-        self.sync_flying = True
         if self.scheduler.trace is not None:
             self.scheduler.trace.append(np.array([[2, 0, 0]], np.int64))
         self.scheduler.counters.syncs_issued += 1

@@ -32,7 +32,7 @@ cdef class Flight(Job):
     cdef Request* sorted_copy       # where the plan is in another order
     cdef Py_ssize_t sorted_count
     cdef int64_t* reach
-    cdef list joined                # (ticket, piece)
+    cdef list joined                # tickets that joined; each knows its piece
     # counted after the flight
     cdef int64_t bytes_moved
     cdef Py_ssize_t duplicates
@@ -52,8 +52,9 @@ cdef class Flight(Job):
     cdef int count_plan(self) except -1
 
 
-cdef Flight read_flight(Desk desk, Reads reads, str reason, int64_t now, uint64_t number)
-cdef Flight write_flight(Desk desk, Writes writes, str reason, int64_t now, uint64_t number)
+cdef Flight new_flight(Desk desk, Kind kind, str reason, int64_t now)
+cdef int take_reads(Flight self, Reads reads, uint64_t number) except -1
+cdef int take_writes(Flight self, Writes writes, uint64_t number) except -1
 
 
 cdef class SyncFlight(Job):

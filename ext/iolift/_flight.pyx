@@ -214,13 +214,12 @@ cdef int sort_pieces(Flight self) except -1:
 
 # ----------------------------------------------------------------------------------- making one
 
-cdef Flight new_flight(Desk desk, Kind kind, str reason, int64_t now, uint64_t number):
+cdef Flight new_flight(Desk desk, Kind kind, str reason, int64_t now):
     cdef Flight flight = Flight.__new__(Flight)
     flight.desk = desk
     flight.kind = kind
     flight.record = Record.__new__(Record)
     flight.record.reason = reason
-    flight.record.number = number
     flight.record.dispatched_ns = now
     return flight
 
@@ -268,18 +267,16 @@ cdef inline void add_piece(Flight self, Ticket ticket, Py_ssize_t owner, int64_t
     self.n += 1
 
 
-cdef Flight read_flight(Desk desk, Reads reads, str reason, int64_t now, uint64_t number):
-    cdef Flight flight = new_flight(desk, READ, reason, now, number)
-    flight.reads = reads
-    make_pieces(flight)
-    return flight
+cdef int take_reads(Flight self, Reads reads, uint64_t number) except -1:
+    self.reads = reads
+    self.record.number = number
+    return make_pieces(self)
 
 
-cdef Flight write_flight(Desk desk, Writes writes, str reason, int64_t now, uint64_t number):
-    cdef Flight flight = new_flight(desk, WRITE, reason, now, number)
-    flight.writes = writes
-    make_pieces(flight)
-    return flight
+cdef int take_writes(Flight self, Writes writes, uint64_t number) except -1:
+    self.writes = writes
+    self.record.number = number
+    return make_pieces(self)
 
 
 # ----------------------------------------------------------------------------------------- syncs

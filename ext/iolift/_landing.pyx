@@ -258,7 +258,8 @@ cdef int land_reads(LandingDesk self, Flight flight, list heard, list hubs) exce
     if flight.failure is None:
         count(self, flight)
     take_outcomes(flight, &flight.reads.tickets)
-    for ticket, piece in flight.joined or ():
+    for ticket in flight.joined or ():
+        piece = ticket.piece
         outcome = -EIO if flight.failure is not None else flight.piece_outcome(piece)
         end_joined(self, ticket, flight.pointers[piece], flight.offsets[piece], outcome, heard,
                    hubs)

@@ -103,8 +103,12 @@ cdef class Scheduler(Timed):
     cdef int admit(self, Desk desk, Ticket ticket) except -1:
         # The ticket's request is held when this returns, or parked.
         cdef int64_t size = ticket.end - ticket.offset
+        cdef bint is_patient
         while self.is_full(size) or self.parked:
-            if is_on_a_loop() or self.drivers.is_driver():
+            is_patient = is_on_a_loop() or self.drivers.is_driver()
+            if not (self.is_full(size) or self.parked):
+                break                   # while we asked
+            if is_patient:
                 self.parked.append(ticket)
                 desk.parked_here += 1
                 ticket.state = PARKED

@@ -59,6 +59,7 @@ cdef class Ticket:
     # NULL: all of it
     cdef Span* holes
     cdef Py_ssize_t hole_count
+    cdef Py_ssize_t piece       # of the flight that it has joined
     cdef int64_t zeros_until    # bytes before it that the file does not have are zeros
     cdef int64_t submitted_ns
     cdef Record record
