@@ -54,11 +54,13 @@ class GatedDisk(FaultyDisk):
         with self.lock:
             self.closed = self._matcher(None, kind, within)
 
-    def open(self) -> None:
+    def open(self, fd: int | None = None) -> None:
+        """For all, or for one file only."""
         with self.lock:
-            self.closed = lambda op: False
+            self.closed = lambda op: fd not in (None, op.fd)
             for op in self.queued:
-                op.ready = 0
+                if not self.closed(op):
+                    op.ready = 0
             self.endings.notify_all()
 
     def arrived(self, count: int, kind: str | None = None) -> list[tuple[str, int, int]]:

@@ -415,6 +415,29 @@ def test_a_loop_that_is_gone_harms_nobody(rig: Any) -> None:
     gc.collect()
 
 
+def test_who_reads_where_it_stands_lets_in_what_is_parked(rig: Any, run: Any) -> None:
+    """The only read that was held is done by the thread that waits for it: no batch lands."""
+    r = rig(max_held_requests=2)
+    f = r.open(CONTENT)
+    r.occupy()
+    r.disk.close()
+    held = f.submit_pread(10, 100)
+    assert held.state == "held"
+    reader = threading.Thread(target=held.result)
+    reader.start()
+    r.disk.arrived(1)
+
+    async def main() -> None:
+        parked = f.submit_pread(10, 200)
+        assert parked.state == "parked"
+        r.disk.open(f.fileno())
+        assert await parked == CONTENT[200:210]
+
+    run(main())
+    reader.join()
+    assert held.result() == CONTENT[100:110]
+
+
 def test_trio(rig: Any) -> None:
     """Any other loop: add_done_callback, and its own way back from another thread."""
     r = rig()

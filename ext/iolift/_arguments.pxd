@@ -31,3 +31,4 @@ cdef Buffer take_buffer(object source, str name, bint writable)
 # snapshot: a copy that the caller can't change while the GIL is released.
 cdef Ranges parse_ranges(object offsets, object lengths, bint snapshot)
 cdef int64_t parse_int(object value, str name, int64_t lowest, int64_t highest) except? -1
+cdef int64_t parse_position(object offset, int64_t size) except -1

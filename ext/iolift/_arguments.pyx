@@ -164,3 +164,10 @@ cdef Buffer take_buffer(object source, str name, bint writable):
         raise ValueError(f"{name} {why}") from None
     buffer.held = True
     return buffer
+
+
+cdef int64_t parse_position(object offset, int64_t size) except -1:
+    cdef int64_t position = parse_int(offset, "offset", 0, INT64_MAX)
+    if size > INT64_MAX - position:
+        raise ValueError(f"offset + length = {position} + {size} is past 2**63-1")
+    return position

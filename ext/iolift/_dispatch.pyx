@@ -194,7 +194,12 @@ cdef class DispatchDesk(LandingDesk):
         flight.desk = self
         flight.tickets = tickets
         flight.dispatched_ns = self.scheduler.now()
-        flight.lane = self.scheduler.io.acquire(True)
+        try:
+            flight.lane = self.scheduler.io.acquire(True)
+        except BaseException:
+            self.sync_flying = False
+            self.syncs += tickets
+            raise
         memset(&flight.operation, 0, sizeof(Operation))
         flight.operation.kind = SYNC
         flight.operation.fd = self.target.descriptor

@@ -15,7 +15,7 @@ from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from ._backend cimport QUEUED, READ, WRITE, Answer, Kind, Operation
+from ._backend cimport QUEUED, READ, Answer, Kind, Operation
 from ._batch cimport MAX_PAUSE_NS, MAX_REFUSALS
 from ._drivers cimport Job
 from ._request cimport Request

@@ -1,0 +1,10 @@
+# Calls of many requests on one file, past the window.
+
+from ._backend cimport Kind
+from ._desk cimport FileDesk
+
+
+cdef class BulkDesk(FileDesk):
+    # Around each call: whether it is allowed, and what is to be done when the last one is over.
+    cdef int enter(self, Kind kind) except -1
+    cdef int leave(self) except -1
