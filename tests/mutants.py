@@ -79,7 +79,7 @@ MUTANTS = {
     "parked": Mutant(
         "parked requests are let in as soon as there is room",
         "_landing",
-        "    if self.scheduler.parked:\n        self.scheduler.admit_parked()\n",
+        "    if self.scheduler.parked:\n        self.scheduler.go_on()\n",
         "",
     ),
     "deferred": Mutant(

@@ -145,7 +145,7 @@ cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1:
     ticket.error = error
     end_one(self, ticket, heard, hubs)
     if self.scheduler.parked:
-        self.scheduler.admit_parked()
+        self.scheduler.go_on()
     self.scheduler.drivers.land()
     if heard is not None:
         tell(heard, hubs)
