@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -373,3 +375,43 @@ def test_shaping_leaves_room_for_others(rig: Any, limit: dict[str, int], kind: s
     burst = 20 * 0.1 + 1
     assert (count - burst - 1) / 20 <= took <= count / 20 + 0.07
     assert len(r.disk.ops(kind)) == count
+
+
+def test_an_interrupted_wait_harms_nobody_who_joined(rig: Any) -> None:
+    """A read waits for a write past the window; another read joins it; then it is given up."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    r = rig()
+    f = r.open(CONTENT)
+    r.disk.close()
+    writer = threading.Thread(target=f.write_ranges, args=([0], b"new!"))
+    writer.start()
+    r.disk.arrived(1)
+    joined: list[Any] = []
+    main, before = threading.get_ident(), r.c.stats().reads
+
+    def join_and_stop() -> None:
+        while r.c.stats().reads == before:
+            pass
+        joined.append(f.submit_pread(4, 6))
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    usual = signal.signal(signal.SIGUSR1, stop)
+    other = threading.Thread(target=join_and_stop)
+    try:
+        other.start()
+        with pytest.raises(StopError):
+            f.pread(10, 0)
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+    other.join()
+    assert r.c.stats().joins == 1
+    r.disk.open()
+    writer.join()
+    assert joined[0].result() == CONTENT[6:10]
+    assert f.pread(4, 0) == b"new!"

@@ -15,6 +15,7 @@ Who may call: any thread, with the GIL, which guards every field.
 
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
+from libc.errno cimport EIO
 from libc.stdint cimport INT64_MAX, int64_t
 
 from ._backend cimport WRITE, Kind
@@ -56,9 +57,7 @@ cdef int wait_for_others(LandingDesk self, Solo* solo) except -1:
                 or any_is_up(flights)):
             self.scheduler.wait_for_landing(INT64_MAX)
     except BaseException:
-        leave(self, solo)
-        self.scheduler.go_on()
-        self.scheduler.drivers.land()
+        end_solo(self, solo, -EIO)      # who has joined is held again
         raise
     finally:
         self.solos_waiting -= 1
