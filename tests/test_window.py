@@ -12,11 +12,14 @@ import itertools
 import random
 import signal
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from gated import MS, READ_WINDOW_US, US, WRITE_WINDOW_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 CONTENT = random.Random(5).randbytes(400_000)
 READ_WINDOW = READ_WINDOW_US * US
@@ -377,15 +380,55 @@ def test_shaping_leaves_room_for_others(rig: Any, limit: dict[str, int], kind: s
     assert len(r.disk.ops(kind)) == count
 
 
-def test_an_interrupted_wait_harms_nobody_who_joined(rig: Any) -> None:
-    """A read waits for a write past the window; another read joins it; then it is given up."""
+class StopError(Exception):
+    """Raised by a signal's handler."""
 
-    class StopError(Exception):
-        pass
+
+@pytest.fixture
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Call it in another thread: this one, wherever it waits, gets a StopError."""
 
     def stop(*_: Any) -> None:
         raise StopError
 
+    usual, main = signal.signal(signal.SIGUSR1, stop), threading.get_ident()
+    yield lambda: signal.pthread_kill(main, signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, usual)
+
+
+CALLS = {
+    "pread": lambda f: f.pread(10, 0),
+    "pwrite": lambda f: f.pwrite(b"never", 0),
+    "submit_pread": lambda f: f.submit_pread(10, 0),
+    "submit_pwrite": lambda f: f.submit_pwrite(b"never", 0),
+    "write": lambda f: f.write(b"never"),
+    "sync": lambda f: f.sync(),
+    "flush": lambda f: (f.submit_sync(), f.flush()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_who_waits_for_room_can_be_interrupted(rig: Any, interruptible: Any, call: str) -> None:
+    r = rig(max_held_requests=1)
+    f = r.open(CONTENT)
+    r.occupy()
+    assert r.c.stats().held_requests == 1
+
+    def call_and_stop() -> None:
+        other.start()
+        CALLS[call](f)
+
+    other = threading.Thread(target=interruptible)
+    pytest.raises(StopError, call_and_stop)
+    other.join()
+    r.c._check()
+    r.disk.open()
+    f.flush()
+    assert f.pread(10, 0) == CONTENT[:10]
+
+
+def test_an_interrupted_wait_harms_nobody_who_joined(rig: Any, interruptible: Any) -> None:
+    """A read waits for a write past the window; another read joins it; then it is given up."""
     r = rig()
     f = r.open(CONTENT)
     r.disk.close()
@@ -393,22 +436,20 @@ def test_an_interrupted_wait_harms_nobody_who_joined(rig: Any) -> None:
     writer.start()
     r.disk.arrived(1)
     joined: list[Any] = []
-    main, before = threading.get_ident(), r.c.stats().reads
+    before = r.c.stats().reads
 
     def join_and_stop() -> None:
         while r.c.stats().reads == before:
             pass
         joined.append(f.submit_pread(4, 6))
-        signal.pthread_kill(main, signal.SIGUSR1)
+        interruptible()
 
-    usual = signal.signal(signal.SIGUSR1, stop)
-    other = threading.Thread(target=join_and_stop)
-    try:
+    def read() -> None:
         other.start()
-        with pytest.raises(StopError):
-            f.pread(10, 0)
-    finally:
-        signal.signal(signal.SIGUSR1, usual)
+        f.pread(10, 0)
+
+    other = threading.Thread(target=join_and_stop)
+    pytest.raises(StopError, read)
     other.join()
     assert r.c.stats().joins == 1
     r.disk.open()

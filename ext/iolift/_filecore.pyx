@@ -28,7 +28,7 @@ from ._landing cimport Solo, poisoned
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._solo cimport begin_solo, end_solo
 from ._system cimport O_DIRECT, iolift_direct_alignment, iovec
-from ._ticket cimport DONE, HELD, Ticket, outcome
+from ._ticket cimport DONE, HELD, NEW, PARKED, Ticket, outcome
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_rwlock_init(pthread_rwlock_t*, void*)
@@ -413,9 +413,9 @@ cdef int wait_for_own(FileCore self, Ticket ticket) except -1:
             self.submit(ticket)
             self.wait(ticket, None)
     except BaseException:
-        if ticket.state == HELD and not self.withdraw(ticket):
+        if ticket.state in (PARKED, HELD) and not self.withdraw(ticket):
             self.demand(ticket)
-        while ticket.state < DONE and self.scheduler.generation == fork_generation():
+        while NEW < ticket.state < DONE and self.scheduler.generation == fork_generation():
             self.scheduler.drivers.wait_for_landing(self.scheduler.drivers.landings(), INT64_MAX)
         raise
     return 0
