@@ -419,7 +419,8 @@ def test_who_waits_for_room_can_be_interrupted(rig: Any, interruptible: Any, cal
         CALLS[call](f)
 
     other = threading.Thread(target=interruptible)
-    pytest.raises(StopError, call_and_stop)
+    with pytest.raises(StopError):
+        call_and_stop()
     other.join()
     r.c._check()
     r.disk.open()
@@ -449,7 +450,8 @@ def test_an_interrupted_wait_harms_nobody_who_joined(rig: Any, interruptible: An
         f.pread(10, 0)
 
     other = threading.Thread(target=join_and_stop)
-    pytest.raises(StopError, read)
+    with pytest.raises(StopError):
+        read()
     other.join()
     assert r.c.stats().joins == 1
     r.disk.open()
