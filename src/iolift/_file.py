@@ -63,6 +63,10 @@ class File(io.RawIOBase):
     Safe to use from any thread.
     """
 
+    # Also of an object that __init__ has not seen, and that is closed when it goes.
+    _core: FileCore | None = None
+    _owns_coalescer = False
+
     def __init__(
         self,
         path: str | bytes | os.PathLike[Any] | int,
@@ -74,7 +78,6 @@ class File(io.RawIOBase):
         **options: Any,
     ) -> None:
         super().__init__()
-        self._core: FileCore | None = None
         self._owns_coalescer = False
         self._mode, flags = _parse_mode(mode)
         if coalescer is not None and options:
