@@ -168,12 +168,13 @@ cdef class Ticket:
         """
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {fn!r}")
+        watchers = []                   # before the look at the state: see _dispatch.pyx
         if self.state >= DONE:
             call_back(fn, self)
             return
         self.desk.check_process()
         if self.watchers is None:
-            self.watchers = []
+            self.watchers = watchers
         self.watchers.append(fn)
 
     def __await__(self):
@@ -384,14 +385,18 @@ cdef class Awaiter:
                 raise RuntimeError("await wasn't used with future")
             raise StopIteration(self.result())
         ticket.desk.check_process()
+        # Objects first (see _dispatch.pyx): it may have ended meanwhile.
         hub = ticket.desk.hub_of(running_loop())
+        watchers = []
+        if ticket.state >= DONE:
+            raise StopIteration(self.result())
         self.hub = hub
         hub.pending += 1
         if ticket.awaiter is None:
             ticket.awaiter = self
         else:
             if ticket.watchers is None:
-                ticket.watchers = []
+                ticket.watchers = watchers
             ticket.watchers.append(self)
         try:
             ticket.desk.hasten(ticket)
