@@ -69,7 +69,7 @@ def main() -> None:
     chosen = parser.parse_args()
     failures = 0
     for backend in chosen.backend or BACKENDS:
-        with tempfile.TemporaryDirectory(dir=where(backend, Path())) as directory:
+        with tempfile.TemporaryDirectory(dir=where(backend, Path(tempfile.gettempdir()))) as directory:
             if reason := unavailable(backend):
                 sys.stdout.write(f"{backend}: {reason}\n")
                 continue
