@@ -69,7 +69,8 @@ def main() -> None:
     chosen = parser.parse_args()
     failures = 0
     for backend in chosen.backend or BACKENDS:
-        with tempfile.TemporaryDirectory(dir=where(backend, Path(tempfile.gettempdir()))) as directory:
+        place = where(backend, Path(tempfile.gettempdir()))
+        with tempfile.TemporaryDirectory(dir=place) as directory:
             if reason := unavailable(backend):
                 sys.stdout.write(f"{backend}: {reason}\n")
                 continue
