@@ -78,7 +78,6 @@ class File(io.RawIOBase):
         **options: Any,
     ) -> None:
         super().__init__()
-        self._owns_coalescer = False
         self._mode, flags = _parse_mode(mode)
         if coalescer is not None and options:
             raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
