@@ -31,4 +31,4 @@ cdef inline int64_t align_up(int64_t position, int64_t alignment) noexcept nogil
     # Saturates instead of passing 2**63-1: a block there can't be read anyway.
     if position > (<int64_t>0x7fffffffffffffff) - (alignment - 1):
         return <int64_t>0x7fffffffffffffff
-    return (position + alignment - 1) & ~(alignment - 1)
+    return (position + (alignment - 1)) & ~(alignment - 1)
