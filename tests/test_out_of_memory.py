@@ -1,5 +1,7 @@
 """Goal: whichever allocation is refused, the call raises MemoryError, and the next one works.
 
+Of the window: every ticket ends, with its result or MemoryError, and what was accepted is seen.
+
 A library that is loaded before all others takes the place of malloc and its kin, in a child. It
 refuses the k-th allocation that comes from the core, and no other; k goes up until the call needs
 no more. So every line that deals with a refusal runs, and none by chance.
@@ -39,7 +41,7 @@ static int refuses(void *caller)
     Dl_info from;
     if (countdown < 0 || !dladdr(caller, &from) || !strstr(from.dli_fname, "/iolift/_"))
         return 0;
-    return countdown-- == 0;
+    return __atomic_fetch_sub(&countdown, 1, __ATOMIC_SEQ_CST) == 0;    /* drivers ask, too */
 }
 
 int was_refused(void)
@@ -195,3 +197,82 @@ def test_each_allocation_may_be_refused(make_file: Any, tmp_path: Path) -> None:
     refused = {name: int(number) for name, _, number in (line.partition(": ") for line in said)}
     assert len(refused) == (21 if direct else 18)
     assert min(refused.values()) >= 1, refused
+
+
+TICKETS = """
+    import ctypes, sys, iolift
+    path, library = sys.argv[1], ctypes.CDLL(sys.argv[2])
+    with open(path, "rb") as plain:
+        content = plain.read()
+    OLD, NEW = 100, 10_000              # where is read, and where is written
+
+    def attempt(call, *arguments):
+        try:
+            return call(*arguments)
+        except MemoryError:
+            return MemoryError
+
+    def story(number, **options):
+        # Reads, writes, reads of what was written and a sync are held together; then they go.
+        with open(path, "r+b") as plain:
+            plain.write(content)
+        seen = bytearray(content)       # as whoever submits must see the file
+        expected, tickets = [], []
+
+        def submit(answer, call, *arguments):
+            # Whether it was held.
+            ticket = attempt(call, *arguments)
+            if ticket is MemoryError:
+                return False
+            tickets.append(ticket)
+            expected.append(answer)
+            return not (ticket.done() and ticket.exception())
+
+        with iolift.open(path, "r+", backend="posix", clock=lambda: 10**15, **options) as f:
+            f.submit_pread(1, 0), f.submit_pwrite(content[:1], 0)       # no other will be alone
+            f.flush()
+            library.refuse(ctypes.c_long(number))
+            for k in range(40):
+                submit(content[OLD + 7 * k:][:10 + k % 3], f.submit_pread, 10 + k % 3, OLD + 7 * k)
+            for k in range(40):
+                at = NEW + 100 * k
+                if submit(7, f.submit_pwrite, b"written", at):
+                    seen[at:at + 7] = b"written"
+            for k in range(5):
+                at = NEW + 3 + 301 * k
+                submit(bytes(seen[at:at + 900]), f.submit_pread, 900, at)
+            submit(None, f.submit_sync)
+            attempt(f.flush), attempt(f.sync)
+            got = [attempt(ticket.result) for ticket in tickets]
+            wrong = [k for k, g in enumerate(got) if g not in (expected[k], MemoryError)]
+            assert not wrong, (number, wrong)
+            refused = library.was_refused()
+            f.coalescer._check()
+            stats = f.coalescer.stats()
+            assert stats.held_requests == stats.held_bytes == 0, (number, stats)
+        with open(path, "rb") as plain:
+            now = plain.read()
+        failed = MemoryError in got or len(got) < 86
+        assert refused or not failed, number
+        # A write that failed may have left either.
+        assert all(n == s or (failed and n == c) for c, s, n in zip(content, seen, now)), number
+        return refused, failed
+
+    for options in {}, {"order": "fifo"}:
+        number = failures = 0
+        while True:
+            refused, failed = story(number, **options)
+            if not refused:
+                break
+            failures += failed
+            number += 1
+        print(number, failures)
+"""
+
+
+def test_every_ticket_ends_whichever_allocation_is_refused(make_file: Any, tmp_path: Path) -> None:
+    refusing = preload.build(REFUSING, tmp_path)
+    path, _ = make_file(40_000)
+    for line in child.run(TICKETS, path, refusing, LD_PRELOAD=str(refusing)).splitlines():
+        refused, failures = map(int, line.split())
+        assert 10 < failures <= refused

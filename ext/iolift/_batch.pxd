@@ -97,3 +97,4 @@ cdef class Batch:
     cdef bint prepare(self, const int64_t* lengths, int64_t length, int64_t start) except -1
     cdef void execute(self) noexcept nogil
     cdef int conclude(self) except -1
+    cdef int64_t last_position(self) noexcept

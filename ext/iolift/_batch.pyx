@@ -122,6 +122,11 @@ cdef class Batch:
     cdef int conclude(self) except -1:
         return 0 if self.lane is None else raise_what_went_wrong(self)
 
+    cdef int64_t last_position(self) noexcept:
+        # Where a full turn of the elevator ends: the extent before the one that it begins with.
+        cdef Py_ssize_t last = self.next_extent - 1
+        return self.extents.items[last if last >= 0 else self.extents.size - 1].end
+
 
 cdef int raise_what_went_wrong(Batch self) except -1:
     # ... with the batch as a whole, the most urgent first.

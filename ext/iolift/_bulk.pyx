@@ -181,7 +181,7 @@ cdef int move_ranges(BulkDesk self, Kind kind, Ranges ranges, char* memory) exce
             batch.rows.starts = &starts[0]
         run_many(self, batch, ranges.n, ranges.total, ranges.lengths, ranges.length, self.arm)
         if batch.extents.size:
-            self.arm = last_position(batch)
+            self.arm = batch.last_position()
     finally:
         self.leave()
     if batch.outcome.items != NULL:
@@ -221,12 +221,6 @@ cdef int run_many(BulkDesk self, Batch batch, Py_ssize_t requests, int64_t total
     else:
         self.scheduler.counters.bytes_written += moved
     return 0
-
-
-cdef int64_t last_position(Batch batch) noexcept:
-    # Where a full turn ended: the extent before the one that it began with.
-    cdef Py_ssize_t last = batch.next_extent - 1
-    return batch.extents.items[last if last >= 0 else batch.extents.size - 1].end
 
 
 cdef object raise_worst(BulkDesk self, Ranges ranges, Batch batch):

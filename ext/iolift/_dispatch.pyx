@@ -24,7 +24,7 @@ import os
 
 import numpy as np
 
-from libc.errno cimport EIO
+from libc.errno cimport errno
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.string cimport memset
 from posix.stat cimport fstat, struct_stat
@@ -138,11 +138,11 @@ cdef class DispatchDesk(LandingDesk):
         if meets_solo_write(self) or not scheduler.may_go():
             self.reads_due = self.reads_due or reason
             return 0
+        self.flights.append(flight)
         self.reads_due = None
         self.reads_awaited = False
         scheduler.batch_number += 1
-        take_reads(flight, self.window.take_reads(), scheduler.batch_number)
-        self.flights.append(flight)
+        take_reads(flight, self.window, scheduler.batch_number)
         return launch(self, flight)
 
     cdef int dispatch_writes(self, str reason) except -1:
@@ -173,7 +173,7 @@ cdef class DispatchDesk(LandingDesk):
         self.writes_due = None
         self.writes_awaited = False
         scheduler.batch_number += 1
-        take_writes(flight, self.window.take_writes(), scheduler.batch_number)
+        take_writes(flight, self.window, scheduler.batch_number)
         return launch(self, flight)
 
     cdef int launch_syncs(self, bint here) except -1:
@@ -196,10 +196,12 @@ cdef class DispatchDesk(LandingDesk):
         flight.dispatched_ns = self.scheduler.now()
         try:
             flight.lane = self.scheduler.io.acquire(True)
-        except BaseException:
+        except BaseException as error:
             self.sync_flying = False
-            self.syncs += tickets
-            raise
+            for ticket in tickets:
+                ticket.failure = error
+                end_now(self, ticket, 0)
+            return 0
         memset(&flight.operation, 0, sizeof(Operation))
         flight.operation.kind = SYNC
         flight.operation.fd = self.target.descriptor
@@ -247,7 +249,7 @@ cdef class DispatchDesk(LandingDesk):
 cdef int launch(DispatchDesk self, Flight flight) except -1:
     flight.plan(self.arm)
     if flight.has_io and flight.batch.extents.size:
-        self.arm = flight.last_position()
+        self.arm = flight.batch.last_position()
     flight.launched_operations = flight.operations()
     self.scheduler.charge(flight.launched_operations, flight.bytes_planned())
     return self.scheduler.launch(flight, flight.launched_operations, not flight.has_io)
@@ -306,5 +308,5 @@ cdef bint is_in_the_way(DispatchDesk self) except -1:
 cdef int64_t file_size(DispatchDesk self) except -1:
     cdef struct_stat status
     if fstat(self.target.descriptor, &status) < 0:
-        raise OSError(EIO, os.strerror(EIO), self.name)
+        raise OSError(errno, os.strerror(errno), self.name)
     return status.st_size

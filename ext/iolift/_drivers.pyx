@@ -266,7 +266,7 @@ cdef bint start_thread(Drivers self):
     self.roster.live += 1               # with the GIL; nobody else adds to it
     try:
         threading.Thread(target=self.run, name="iolift driver", daemon=True).start()
-    except RuntimeError:
+    except (RuntimeError, MemoryError):
         # The interpreter ends, or there are as many threads as there may be.
         self.roster.live -= 1
         return False

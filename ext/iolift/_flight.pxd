@@ -7,7 +7,7 @@ from ._batch cimport Batch
 from ._drivers cimport Job
 from ._request cimport Request
 from ._ticket cimport Desk, Record, Ticket
-from ._window cimport Reads, Writes
+from ._window cimport Reads, Window, Writes
 
 
 cdef class Flight(Job):
@@ -40,7 +40,6 @@ cdef class Flight(Job):
     cdef Py_ssize_t launched_operations
 
     cdef Py_ssize_t operations(self) noexcept
-    cdef int64_t last_position(self) noexcept
     cdef int64_t bytes_asked(self) noexcept
     cdef int64_t bytes_planned(self) noexcept
     cdef int plan(self, int64_t start) except -1
@@ -53,8 +52,9 @@ cdef class Flight(Job):
 
 
 cdef Flight new_flight(Desk desk, Kind kind, str reason, int64_t now)
-cdef int take_reads(Flight self, Reads reads, uint64_t number) except -1
-cdef int take_writes(Flight self, Writes writes, uint64_t number) except -1
+# What is held becomes the flight's. Nothing in here fails: what can't be had fails the tickets.
+cdef int take_reads(Flight self, Window window, uint64_t number) except -1
+cdef int take_writes(Flight self, Window window, uint64_t number) except -1
 
 
 cdef class SyncFlight(Job):

@@ -22,7 +22,7 @@ from ._request cimport Request
 from ._sort cimport ORDER_ELEVATOR, load_requests
 from ._system cimport iolift_now_ns, iolift_pause_ns
 from ._ticket cimport CANCELLED, FLYING, Desk, Record, Ticket
-from ._window cimport Reads, Tickets, Writes
+from ._window cimport Reads, Tickets, Window, Writes
 
 cdef enum:
     SYNC_REAP_NS = 1000000000
@@ -44,11 +44,6 @@ cdef class Flight(Job):
     cdef Py_ssize_t operations(self) noexcept:
         return self.batch.extents.size if self.has_io else 0
 
-    cdef int64_t last_position(self) noexcept:
-        # Where a full turn of the elevator ends: the extent before the one that it begins with.
-        cdef Py_ssize_t last = self.batch.next_extent - 1
-        return self.batch.extents.items[last if last >= 0 else self.batch.extents.size - 1].end
-
     cdef int64_t bytes_asked(self) noexcept:
         cdef int64_t total = 0
         cdef Py_ssize_t i
@@ -68,6 +63,8 @@ cdef class Flight(Job):
         # Lets go of the GIL.
         cdef bint equal = True
         cdef Py_ssize_t i
+        if self.failure is not None:
+            return 0
         for i in range(1, self.n):
             if self.lengths[i] != self.lengths[0]:
                 equal = False
@@ -221,6 +218,10 @@ cdef Flight new_flight(Desk desk, Kind kind, str reason, int64_t now):
     flight.record = Record.__new__(Record)
     flight.record.reason = reason
     flight.record.dispatched_ns = now
+    if kind == READ:
+        flight.reads = Reads.__new__(Reads)         # to be left in the window
+    else:
+        flight.writes = Writes.__new__(Writes)
     return flight
 
 
@@ -239,7 +240,7 @@ cdef int make_pieces(Flight self) except -1:
     self.owners = <uint32_t*>malloc(max(1, count) * sizeof(uint32_t))
     if (self.pointers == NULL or self.offsets == NULL or self.lengths == NULL
             or self.owners == NULL):
-        raise MemoryError
+        self.failure = MemoryError()
     for i in range(tickets.size):
         if tickets.items[i] == NULL:
             continue
@@ -249,6 +250,8 @@ cdef int make_pieces(Flight self) except -1:
         ticket.state = FLYING
         ticket.record = self.record
         self.record.requests += 1
+        if self.failure is not None:
+            continue
         if ticket.holes == NULL:
             if ticket.end > ticket.offset:
                 add_piece(self, ticket, i, ticket.offset, ticket.end)
@@ -267,14 +270,14 @@ cdef inline void add_piece(Flight self, Ticket ticket, Py_ssize_t owner, int64_t
     self.n += 1
 
 
-cdef int take_reads(Flight self, Reads reads, uint64_t number) except -1:
-    self.reads = reads
+cdef int take_reads(Flight self, Window window, uint64_t number) except -1:
+    self.reads = window.take_reads(self.reads)
     self.record.number = number
     return make_pieces(self)
 
 
-cdef int take_writes(Flight self, Writes writes, uint64_t number) except -1:
-    self.writes = writes
+cdef int take_writes(Flight self, Window window, uint64_t number) except -1:
+    self.writes = window.flying = window.take_writes(self.writes)
     self.record.number = number
     return make_pieces(self)
 

@@ -72,10 +72,13 @@ cdef class LandingDesk(Desk):
                 land_reads(self, flight, heard, hubs)
             else:
                 land_writes(self, flight, heard, hubs)
-        self.launch_syncs(False)
-        self.scheduler.go_on()
-        self.scheduler.drivers.land()
-        tell(heard, hubs)
+        try:
+            self.launch_syncs(False)
+            self.scheduler.go_on()
+        finally:
+            # Whatever becomes of those that go on: these have ended.
+            self.scheduler.drivers.land()
+            tell(heard, hubs)
         self.at_rest()
         return 0
 
@@ -115,10 +118,9 @@ cdef int enlist(LandingDesk self) except -1:
 
 cdef int refuse_held(LandingDesk self, list heard, list hubs) except -1:
     # After a sync has failed: held writes and syncs learn it, and never go.
-    cdef Writes flying = self.window.flying, writes = self.window.take_writes()
+    cdef Writes writes = self.window.take_writes(Writes())
     cdef Ticket ticket
     cdef Py_ssize_t i
-    self.window.flying = flying         # what is under way goes on
     self.writes_due = None
     for i in range(writes.tickets.size):
         if writes.tickets.items[i] == NULL:
@@ -225,11 +227,14 @@ cdef int take_outcomes(Flight flight, const Tickets* tickets) except -1:
     cdef Py_ssize_t p
     cdef int64_t outcome
     cdef Ticket ticket
+    if flight.failure is not None:
+        for p in range(tickets.size):
+            if tickets.items[p] != NULL:
+                ticket = <Ticket>tickets.items[p]
+                if ticket.state == FLYING and ticket.end > ticket.offset:
+                    ticket.failure = flight.failure
+        return 0
     for p in range(flight.n):
-        if flight.failure is not None:
-            ticket = <Ticket>tickets.items[flight.owners[p]]
-            ticket.failure = flight.failure
-            continue
         outcome = flight.piece_outcome(p)
         if outcome == flight.lengths[p]:
             continue

@@ -54,9 +54,9 @@ cdef class Window:
     cdef int add_write(self, Ticket ticket) except -1
     cdef int64_t supersede(self, Ticket ticket, Py_ssize_t* count) except -1
     cdef int withdraw(self, Ticket ticket) except -1
-    cdef Reads take_reads(self)
+    cdef Reads take_reads(self, Reads fresh)
     cdef void drop_reads(self) noexcept
-    cdef Writes take_writes(self)
+    cdef Writes take_writes(self, Writes fresh)
 
 
 cdef int append(Tickets* tickets, Ticket ticket) except -1

@@ -135,9 +135,9 @@ cdef class Window:
         ticket.state = HELD
         return 0
 
-    cdef Reads take_reads(self):
+    cdef Reads take_reads(self, Reads fresh):
         cdef Reads reads = self.reads
-        self.reads = Reads.__new__(Reads)
+        self.reads = fresh
         return reads
 
     cdef void drop_reads(self) noexcept:
@@ -147,9 +147,10 @@ cdef class Window:
         self.reads.bytes = 0
         Py_DECREF(<object>tickets.items[0])
 
-    cdef Writes take_writes(self):
-        self.flying, self.writes = self.writes, Writes()
-        return self.flying
+    cdef Writes take_writes(self, Writes fresh):
+        cdef Writes writes = self.writes
+        self.writes = fresh
+        return writes
 
     cdef int withdraw(self, Ticket ticket) except -1:
         # A held one, for good. Its place stays; its memory goes.
