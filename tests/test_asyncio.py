@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 CONTENT = bytes(range(256)) * 400
 
+async def wait(ticket: Any) -> Any:
+    return await ticket
+
+
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
@@ -75,9 +79,6 @@ def test_many_await_one_ticket(rig: Any, run: Any) -> None:
     f = r.open(CONTENT)
     r.occupy()
 
-    async def wait(ticket: Any) -> Any:
-        return await ticket
-
     async def main() -> None:
         ticket = f.submit_pread(10, 0)
         assert await asyncio.gather(*[wait(ticket) for _ in range(20)]) == [CONTENT[:10]] * 20
@@ -112,9 +113,6 @@ def test_a_cancelled_task_withdraws_its_request(rig: Any, run: Any) -> None:
     r.occupy()
     memory = bytearray(b"untouched!")
 
-    async def wait(ticket: Any) -> Any:
-        return await ticket
-
     async def main() -> None:
         write = f.submit_pwrite(b"never", 0)
         read = f.submit_pread(10, 100, into=memory)
@@ -145,9 +143,6 @@ def test_a_cancelled_task_leaves_a_ticket_that_others_await(rig: Any, run: Any) 
     f = r.open(CONTENT)
     r.occupy()
 
-    async def wait(ticket: Any) -> Any:
-        return await ticket
-
     async def main() -> None:
         ticket = f.submit_pread(10, 0)
         tasks = [asyncio.ensure_future(wait(ticket)) for _ in range(3)]
@@ -167,9 +162,6 @@ def test_a_task_cancelled_too_late_ends_and_its_write_stays(rig: Any, run: Any) 
     r = rig()
     f = r.open(CONTENT)
     r.disk.close()
-
-    async def wait(ticket: Any) -> Any:
-        return await ticket
 
     async def main() -> None:
         ticket = f.submit_pwrite(b"written", 0)
@@ -213,9 +205,6 @@ def test_a_task_group(rig: Any, run: Any) -> None:
     r = rig(depth=1)
     f = r.open(CONTENT)
     r.occupy()
-
-    async def wait(ticket: Any) -> Any:
-        return await ticket
 
     async def fail() -> None:
         await asyncio.sleep(0)
@@ -393,9 +382,6 @@ def test_a_loop_that_is_gone_harms_nobody(rig: Any) -> None:
     f = r.open(CONTENT)
     r.disk.close()
     loop = asyncio.new_event_loop()
-
-    async def wait(ticket: Any) -> Any:
-        return await ticket
 
     async def begin() -> tuple[Any, Any]:
         ticket = f.submit_pread(10, 0)

@@ -204,13 +204,19 @@ def test_a_failed_sync_is_learned_by_all_and_for_good(rig: Any) -> None:
     r.c._check()
 
 
-def test_a_write_held_when_a_sync_fails_is_not_reported_as_written(rig: Any) -> None:
-    r = rig()
+def with_a_sync_that_will_fail(r: Any) -> Any:
+    # A file, and its sync at a closed gate of the disk.
     f = r.open(CONTENT)
     r.disk.fail(errno.EIO, kind="sync")
     r.disk.close(kind="sync")
     sync = f.submit_sync()
     r.disk.arrived(1, "sync")
+    return f, sync
+
+
+def test_a_write_held_when_a_sync_fails_is_not_reported_as_written(rig: Any) -> None:
+    r = rig()
+    f, sync = with_a_sync_that_will_fail(r)
     held = [f.submit_pwrite(b"held", 100 * k) for k in range(5)]
     assert {w.state for w in held} == {"held"}, "the device is busy, no time has passed"
     r.disk.open()
@@ -224,11 +230,7 @@ def test_a_write_held_when_a_sync_fails_is_not_reported_as_written(rig: Any) -> 
 
 def test_a_dropped_write_behind_a_failed_sync_is_not_silent(rig: Any) -> None:
     r = rig()
-    f = r.open(CONTENT)
-    r.disk.fail(errno.EIO, kind="sync")
-    r.disk.close(kind="sync")
-    sync = f.submit_sync()
-    r.disk.arrived(1, "sync")
+    f, sync = with_a_sync_that_will_fail(r)
     f.write(b"behind")
     r.disk.open()
     with pytest.raises(OSError, match=EIO):

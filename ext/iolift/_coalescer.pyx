@@ -3,7 +3,6 @@
 1. An option is checked when the object is made, which then never changes.
 2. After a fork the child can close what it inherited, and nothing else: rings, threads and locks
    are the parent's.
-
 3. At interpreter exit everything that is held goes, and what can't is said on standard error.
 
 Who may call: any thread, with the GIL, which guards every field here.
