@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONTENT = bytes(range(256)) * 400
 
+
 async def wait(ticket: Any) -> Any:
     return await ticket
 
@@ -256,9 +257,7 @@ def test_two_loops_on_one_file(backend: Any, make_file: Any) -> None:
             except BaseException as error:
                 failures.append(error)
 
-        threads = [
-            threading.Thread(target=work, args=pair) for pair in enumerate(LOOPS.values())
-        ]
+        threads = [threading.Thread(target=work, args=pair) for pair in enumerate(LOOPS.values())]
         for thread in threads:
             thread.start()
         for thread in threads:

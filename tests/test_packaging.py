@@ -54,7 +54,12 @@ def run(*command: Any, cwd: Path) -> None:
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env=child.environment(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", CFLAGS="-O0"),
+        env=child.environment(
+            PIP_NO_INDEX="1",
+            PIP_DISABLE_PIP_VERSION_CHECK="1",
+            CFLAGS="-O0",
+        )
+        | {"IOLIFT_BUILD": "quick"},
         capture_output=True,
         text=True,
         check=False,

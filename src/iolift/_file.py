@@ -85,7 +85,7 @@ class File(io.RawIOBase):
             raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
         self._coalescer = Coalescer(**options) if coalescer is None else coalescer
         self._owns_coalescer = coalescer is None
-        self._lock = threading.RLock()         # a signal handler may come in between
+        self._lock = threading.RLock()  # a signal handler may come in between
         self._position = 0
         try:
             self._core = self._open(path, flags, bool(closefd), bool(direct))
