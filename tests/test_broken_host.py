@@ -112,6 +112,7 @@ def test_never_a_hang_and_an_error_each_time(make_file: Any, cases: list[str]) -
 INTERRUPTED = """
     import os, signal, sys, iolift
     path = sys.argv[1]
+    signal.signal(signal.SIGINT, signal.default_int_handler)    # whoever started us may ignore it
 
     class Host:
         calls = 0
