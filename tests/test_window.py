@@ -8,6 +8,7 @@ submitted then has a reason to be held.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import signal
@@ -283,6 +284,29 @@ def test_a_write_is_not_kept_waiting_by_a_stream_of_reads(rig: Any) -> None:
     write.result()
 
 
+def test_a_flood_of_writes_keeps_no_reader_out(rig: Any) -> None:
+    """Writes fill their share of the bounds and of the device; reads have one of their own."""
+    r = rig(max_held_requests=8, depth=1)
+    f, other = r.open(CONTENT), r.open(CONTENT, "another")
+    r.disk.close(kind="write")
+    writes = [f.submit_pwrite(b"x", 2 * k) for k in range(7)]
+    r.disk.arrived(1, "write")
+
+    async def one_more() -> Any:
+        return other.submit_pwrite(b"x", 0)
+
+    more = asyncio.run(one_more())
+    assert more.state == "parked"
+    # These return although no write can end; if they waited for one, they never would.
+    assert f.pread(10, 300) == CONTENT[300:310]
+    assert f.submit_pread(10, 310).result() == CONTENT[310:320]
+    assert f.pread(3, 1) == CONTENT[1:2] + b"x" + CONTENT[3:4]
+    assert not any(w.done() for w in [*writes, more])
+    r.disk.open()
+    f.flush()
+    assert more.result() == 1
+
+
 # ---------------------------------------------------------------------------------------- order
 
 
@@ -378,6 +402,22 @@ def test_shaping_leaves_room_for_others(rig: Any, limit: dict[str, int], kind: s
     burst = 20 * 0.1 + 1
     assert (count - burst - 1) / 20 <= took <= count / 20 + 0.07
     assert len(r.disk.ops(kind)) == count
+
+
+def test_what_shaping_put_off_goes_when_it_may(rig: Any) -> None:
+    """Who waits has ended the hold, and does not ask again."""
+    r = rig(max_iops=20, write_window_ms=1e9)
+    f = r.open(CONTENT)
+    for k in itertools.count():
+        put_off = submit(f, "write", 5000 * k)
+        with contextlib.suppress(TimeoutError):
+            put_off.result(timeout=0)
+        if put_off.state == "held":
+            break
+        put_off.result()
+    r.pass_time(1000 * MS)
+    assert put_off.state != "held", "its window is longer"
+    assert put_off.result() == 10
 
 
 class StopError(Exception):

@@ -30,6 +30,7 @@ from ._backend cimport (
     BUSY, MAX_SEGMENTS, QUEUED, READ, WRITE, Answer, Lane, Operation, fork_generation,
 )
 from ._clip cimport keep_last
+from ._gil cimport ask_for_gil, have_gil
 from ._outcome cimport (
     Failure, add_failure, free_failures, note_end_of_file, note_error, parts_of_reads,
     parts_of_writes,
@@ -87,6 +88,8 @@ cdef class Batch:
         if self.prepare(lengths, length, start):
             with nogil:
                 self.execute()
+                ask_for_gil()
+            have_gil()
         return self.conclude()
 
     cdef bint prepare(self, const int64_t* lengths, int64_t length, int64_t start) except -1:

@@ -56,9 +56,12 @@ cdef class FileDesk(DispatchDesk):
         while ticket.state < DONE:
             if until != INT64_MAX and iolift_now_ns() >= until:
                 raise TimeoutError(f"{ticket!r} after {timeout} seconds")
+            if ticket.state != PARKED:
+                self.scheduler.wait_for_end(ticket, until)
+                continue
             self.scheduler.wait_for_landing(until)
             if ticket.state == HELD:
-                self.demand(ticket)         # it was parked, or there was no room
+                self.demand(ticket)
         return 0
 
     cdef bint withdraw(self, Ticket ticket) except -1:
@@ -78,6 +81,7 @@ cdef class FileDesk(DispatchDesk):
         self.pending -= 1
         let_go(ticket)
         ticket.owner = None
+        self.scheduler.drivers.wake_at_landing(&ticket.sleepers)
         end_ticket(ticket, heard, hubs)
         self.scheduler.go_on()
         self.scheduler.drivers.land()
@@ -194,7 +198,7 @@ cdef int take_read(FileDesk self, Ticket ticket) except -1:
             and (self.solos != NULL or len(self.flights) > 0) and join(self, ticket)):
         return 0
     hold_read(self, ticket)
-    return end_hold_of_reads(self, ticket.submitted_ns)
+    return end_hold_of_reads(self, ticket.submitted_ns, ticket.is_waited)
 
 
 cdef int look_past_the_end(FileDesk self, Ticket ticket, bint with_flying) except -1:
@@ -257,7 +261,7 @@ cdef int join(FileDesk self, Ticket ticket) except -1:
     return True
 
 
-cdef int end_hold_of_reads(FileDesk self, int64_t now) except -1:
+cdef int end_hold_of_reads(FileDesk self, int64_t now, bint is_waited) except -1:
     # After one was added: whether the hold ends here and now.
     cdef Scheduler scheduler = self.scheduler
     cdef Reads reads = self.window.reads
@@ -267,6 +271,8 @@ cdef int end_hold_of_reads(FileDesk self, int64_t now) except -1:
         return self.dispatch_reads("bytes")
     if reads.tickets.size > scheduler.max_held_requests // 2:
         return self.dispatch_reads("count")
+    if is_waited:
+        return 0
     if (reads.tickets.size == 1 and scheduler.flights == 0 and self.solos == NULL
             and (now - before > scheduler.read_window_ns
                  or (self.answers_at_once and not self.is_unasked))):
@@ -377,12 +383,13 @@ cdef bint leads(FileDesk self, Ticket ticket) except -1:
     cdef int64_t got = -EIO
     if (ticket.kind != READ or ticket.state != HELD or self.window.reads.tickets.size != 1
             or ticket.holes != NULL or ticket.zeros_until or scheduler.is_shaped
-            or ticket.end - ticket.offset > MAX_CHUNK_BYTES or not scheduler.has_room()):
+            or ticket.end - ticket.offset > MAX_CHUNK_BYTES or not scheduler.has_room(READ)):
         return False
     if not take_lone(self, ticket, "demand"):
         return False
     try:
-        got = self.read_straight(ticket.memory, ticket.end - ticket.offset, ticket.offset)
+        if not reads_in_place(self, ticket, &got):
+            got = self.read_straight(ticket.memory, ticket.end - ticket.offset, ticket.offset)
     except BaseException:
         # Whoever waited was interrupted. The ticket lives on.
         ticket.state = HELD
@@ -395,6 +402,17 @@ cdef bint leads(FileDesk self, Ticket ticket) except -1:
         ticket.got = got
     end_now(self, ticket, <int>-got if got < 0 else 0)
     return True
+
+
+cdef bint reads_in_place(FileDesk self, Ticket ticket, int64_t* got) noexcept:
+    # From the page cache, without letting go of the GIL: among threads that are busy with writes
+    # it would take longer to get it back than to read.
+    cdef int64_t size = ticket.end - ticket.offset
+    if (not self.asks_cache or not self.window.has_writes()
+            or meets_solo(self, READ, ticket.offset, ticket.end)):
+        return False
+    got[0] = iolift_read_cached(self.target.descriptor, ticket.memory, size, ticket.offset)
+    return got[0] == size
 
 
 # -------------------------------------------------------------------------------------- checking

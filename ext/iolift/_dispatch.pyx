@@ -70,10 +70,10 @@ cdef class DispatchDesk(LandingDesk):
         if ticket.state != HELD:
             return 0
         if ticket.kind == READ:
-            if self.scheduler.has_room():
+            if self.scheduler.has_room(READ):
                 return self.dispatch_reads("demand")
             self.reads_due = self.reads_due or "demand"
-        elif self.scheduler.has_room():
+        elif self.scheduler.has_room(WRITE):
             return self.dispatch_writes("demand")
         else:
             self.writes_due = self.writes_due or "demand"
@@ -100,13 +100,13 @@ cdef class DispatchDesk(LandingDesk):
     cdef int end_turn(self) except -1:
         if self.reads_awaited:
             self.reads_awaited = False
-            if self.scheduler.has_room():
+            if self.scheduler.has_room(READ):
                 self.dispatch_reads("turn")
             else:
                 self.reads_due = self.reads_due or "turn"
         if self.writes_awaited:
             self.writes_awaited = False
-            if self.scheduler.has_room():
+            if self.scheduler.has_room(WRITE):
                 self.dispatch_writes("turn")
             else:
                 self.writes_due = self.writes_due or "turn"
@@ -120,10 +120,10 @@ cdef class DispatchDesk(LandingDesk):
         return 0
 
     cdef int go_on(self) except -1:
-        if self.reads_due is not None and self.scheduler.has_room():
+        if self.reads_due is not None and self.scheduler.has_room(READ):
             self.dispatch_reads(self.reads_due)
         if self.writes_due is not None and (
-                self.scheduler.has_room() or self.writes_due not in PATIENT):
+                self.scheduler.has_room(WRITE) or self.writes_due not in PATIENT):
             self.dispatch_writes(self.writes_due)
         return 0
 
@@ -210,7 +210,7 @@ cdef class DispatchDesk(LandingDesk):
         if self.scheduler.trace is not None:
             self.scheduler.trace.append(np.array([[2, 0, 0]], np.int64))
         self.scheduler.counters.syncs_issued += 1
-        return self.scheduler.launch(flight, 1, here)
+        return self.scheduler.launch(flight, SYNC, 1, here)
 
     # ------------------------------------------------------------------------- waiting for many
 
@@ -252,7 +252,8 @@ cdef int launch(DispatchDesk self, Flight flight) except -1:
         self.arm = flight.batch.last_position()
     flight.launched_operations = flight.operations()
     self.scheduler.charge(flight.launched_operations, flight.bytes_planned())
-    return self.scheduler.launch(flight, flight.launched_operations, not flight.has_io)
+    return self.scheduler.launch(flight, flight.kind, flight.launched_operations,
+                                 not flight.has_io)
 
 
 cdef bint meets_solo_write(DispatchDesk self) noexcept:

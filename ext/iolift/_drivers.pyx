@@ -21,6 +21,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from ._backend cimport fork_generation
+from ._gil cimport ask_for_gil, have_gil
 from ._posix cimport pthread_cond_t, pthread_mutex_t
 from ._system cimport iolift_now_ns
 
@@ -77,6 +78,15 @@ cdef inline int wait_until(pthread_cond_t* condition, pthread_mutex_t* mutex,
     return pthread_cond_timedwait(condition, mutex, &until)
 
 
+cdef void init_condition(pthread_cond_t* condition) noexcept nogil:
+    # On the clock of `wait_until`.
+    cdef pthread_condattr_t attributes
+    pthread_condattr_init(&attributes)
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+    pthread_cond_init(condition, &attributes)
+    pthread_condattr_destroy(&attributes)
+
+
 cdef Order next_order(Roster* roster, PyObject** job) noexcept nogil:
     # Sleeps until there is something to do. Of several idle threads one keeps the time.
     cdef Order order = STOP
@@ -114,16 +124,12 @@ cdef Order next_order(Roster* roster, PyObject** job) noexcept nogil:
 
 cdef class Drivers:
     def __cinit__(self, Timed timed, int max_threads):
-        cdef pthread_condattr_t attributes
         self.roster = <Roster*>calloc(1, sizeof(Roster))
         if self.roster == NULL:
             raise MemoryError
-        pthread_condattr_init(&attributes)
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
         pthread_mutex_init(&self.roster.mutex, NULL)
-        pthread_cond_init(&self.roster.work, &attributes)
-        pthread_cond_init(&self.roster.landed, &attributes)
-        pthread_condattr_destroy(&attributes)
+        init_condition(&self.roster.work)
+        init_condition(&self.roster.landed)
         self.roster.wake_at = self.roster.due_at = INT64_MAX
         self.timed = weakref.ref(timed)
         self.idents = set()
@@ -189,10 +195,15 @@ cdef class Drivers:
         return self.roster.landings
 
     cdef void land(self) noexcept:
-        # Wakes all who wait; they look whether it was theirs.
+        # Wakes those whose ticket has ended, and all who wait for anything.
         cdef Roster* roster = self.roster
+        cdef Sleeper* sleeper = self.due
         pthread_mutex_lock(&roster.mutex)
         roster.landings += 1
+        while sleeper != NULL:
+            sleeper.woken = True
+            pthread_cond_signal(&sleeper.woken_up)
+            sleeper = sleeper.next
         if roster.waiting:
             pthread_cond_broadcast(&roster.landed)
         pthread_mutex_unlock(&roster.mutex)
@@ -208,6 +219,47 @@ cdef class Drivers:
                     break
             roster.waiting -= 1
             pthread_mutex_unlock(&roster.mutex)
+            ask_for_gil()
+        have_gil()
+        return 0
+
+    cdef void wake_at_landing(self, Sleeper** sleepers) noexcept:
+        # What a list of sleepers waits for has come.
+        cdef Sleeper* last = sleepers[0]
+        if last == NULL:
+            return
+        last.place = &self.due
+        while last.next != NULL:
+            last = last.next
+        last.next = self.due
+        if self.due != NULL:
+            self.due.place = &last.next
+        self.due = sleepers[0]
+        sleepers[0] = NULL
+
+    cdef int wait_among(self, Sleeper** sleepers, int64_t until_ns) except -1:
+        # The caller has looked, and has not let go of the GIL since.
+        cdef Roster* roster = self.roster
+        cdef Sleeper own
+        init_condition(&own.woken_up)
+        own.woken = False
+        own.next = sleepers[0]
+        own.place = sleepers
+        if own.next != NULL:
+            own.next.place = &own.next
+        sleepers[0] = &own
+        with nogil:
+            pthread_mutex_lock(&roster.mutex)
+            while not own.woken:
+                if wait_until(&own.woken_up, &roster.mutex, until_ns) == ETIMEDOUT:
+                    break
+            pthread_mutex_unlock(&roster.mutex)
+            ask_for_gil()
+        have_gil()
+        own.place[0] = own.next
+        if own.next != NULL:
+            own.next.place = own.place
+        pthread_cond_destroy(&own.woken_up)
         return 0
 
     cdef int stop(self) except -1:
@@ -237,6 +289,8 @@ cdef class Drivers:
                 order = next_order(roster, &found)
                 if order == EXECUTE:
                     (<Job>found).execute()
+                ask_for_gil()
+            have_gil()
             if order == EXECUTE:
                 finish(<Job>found)
             elif order == TIME:

@@ -24,6 +24,7 @@ from ._batch cimport Batch, pthread_rwlock_t
 from ._bulk cimport BulkDesk
 from ._coalescer cimport Coalescer
 from ._dispatch cimport file_size, new_ticket
+from ._gil cimport ask_for_gil, give_way, have_gil
 from ._landing cimport Solo, poisoned
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._solo cimport begin_solo, end_solo
@@ -178,6 +179,7 @@ cdef class FileCore(BulkDesk):
 
     def submit_pwrite(self, data, offset):
         cdef Ticket ticket
+        give_way()                          # who does not wait has time
         data = keep(data)
         cdef int64_t size = len(data)
         cdef int64_t position = parse_position(offset, size)
@@ -225,6 +227,8 @@ cdef class FileCore(BulkDesk):
         operation.segment_count = 1
         with nogil:
             run_in_place(&operation)
+            ask_for_gil()
+        have_gil()
         if operation.result == size:
             return size
         # Short or failed: the batch knows how to go on.
@@ -291,7 +295,7 @@ cdef class FileCore(BulkDesk):
             self.check_poison()
             ticket = new_ticket(self, SYNC, 0, 0, NULL, None)
             if (self.window.has_writes() or self.parked_here
-                    or self.scheduler.is_full(0)):
+                    or self.scheduler.is_full(SYNC, 0)):
                 self.submit(ticket)
             else:
                 sync_now(self, ticket)
@@ -410,6 +414,7 @@ cdef int wait_for_own(FileCore self, Ticket ticket) except -1:
         if ticket.end == ticket.offset and ticket.kind == READ:
             ticket.state = DONE
         else:
+            ticket.is_waited = True
             self.submit(ticket)
             self.wait(ticket, None)
     except BaseException:

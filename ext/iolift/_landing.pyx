@@ -27,6 +27,7 @@ from libc.string cimport memcpy, memset
 from ._backend cimport READ, SYNC
 from ._drivers cimport Job
 from ._flight cimport Flight, SyncFlight
+from ._gil cimport give_way
 from ._scheduler cimport Scheduler, count_time
 from ._ticket cimport (
     DONE, FLYING, FROM_DEVICE, HELD, Desk, Record, Ticket, end_ticket, tell,
@@ -67,7 +68,7 @@ cdef class LandingDesk(Desk):
         else:
             flight = <Flight>job
             flight.conclude()
-            self.scheduler.landed(flight.launched_operations)
+            self.scheduler.landed(flight.kind, flight.launched_operations)
             if flight.kind == READ:
                 land_reads(self, flight, heard, hubs)
             else:
@@ -164,6 +165,7 @@ cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs) except 
     elif ticket.got < ticket.end - ticket.offset:
         ticket.owner = ticket.owner[:ticket.got]        # a copy: the rest is not kept alive
     ticket.state = DONE
+    self.scheduler.drivers.wake_at_landing(&ticket.sleepers)
     self.scheduler.freed(ticket)
     self.pending -= 1
     if record is not None and record.dispatched_ns:
@@ -198,8 +200,7 @@ cdef int end_all(LandingDesk self, Tickets* tickets, list heard, list hubs) exce
                 end_one(self, ticket, heard, hubs)
         if i % BREATH == BREATH - 1:
             ticket = None
-            with nogil:
-                pass                    # whoever waits for the GIL may have it here
+            give_way()
     return 0
 
 
@@ -311,7 +312,7 @@ cdef int land_sync(LandingDesk self, SyncFlight flight, list heard, list hubs) e
     cdef Ticket ticket
     cdef int error = <int>-flight.operation.result if flight.operation.result < 0 else 0
     self.sync_flying = False
-    self.scheduler.landed(1)
+    self.scheduler.landed(SYNC, 1)
     failure = None
     try:
         flight.lane.raise_pending()

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ._backend cimport Backend
+from ._backend cimport Backend, Kind
 from ._drivers cimport Drivers, Job, Timed
 from ._ticket cimport Desk, Hub, Ticket
 
@@ -40,6 +40,7 @@ cdef class Scheduler(Timed):
     cdef Py_ssize_t held_requests
     cdef Py_ssize_t flights             # dispatched, not landed
     cdef Py_ssize_t operations          # their extents
+    cdef Py_ssize_t read_operations     # ... of reads
     cdef uint64_t batch_number
     cdef Bucket operations_bucket
     cdef Bucket bytes_bucket
@@ -56,21 +57,23 @@ cdef class Scheduler(Timed):
     cdef int64_t now(self) except -1
     cdef bint arm(self, int64_t when_ns) except -1
     cdef void disarm(self) noexcept
-    cdef bint has_room(self) noexcept
-    cdef bint is_full(self, int64_t size) noexcept
+    cdef bint has_room(self, Kind kind) noexcept
+    cdef bint is_full(self, Kind kind, int64_t size) noexcept
+    cdef bint must_wait(self, Desk desk, Ticket ticket) noexcept
     cdef int64_t ready_at(self) noexcept
     cdef void charge(self, int64_t operations, int64_t bytes) noexcept
     cdef bint may_go(self) except -1
     cdef int admit(self, Desk desk, Ticket ticket) except -1
     cdef int admit_parked(self) except -1
     cdef int make_room(self) except -1
-    cdef int launch(self, Job flight, Py_ssize_t operations, bint here) except -1
-    cdef int landed(self, Py_ssize_t operations) except -1
+    cdef int launch(self, Job flight, Kind kind, Py_ssize_t operations, bint here) except -1
+    cdef int landed(self, Kind kind, Py_ssize_t operations) except -1
     cdef int freed(self, Ticket ticket) noexcept
     cdef int strike_off(self, Desk desk) except -1
     cdef int go_on(self) except -1
     cdef Hub hub_of(self, object loop)
     cdef int wait_for_landing(self, int64_t until_ns) except -1
+    cdef int wait_for_end(self, Ticket ticket, int64_t until_ns) except -1
 
 
 cdef void count_time(int64_t* histogram, int64_t ns) noexcept nogil

@@ -6,8 +6,8 @@
    `parked`, from where it is admitted in order.
 2. A deadline that is armed is kept: on_time dispatches what is due and arms the next. Nothing is
    armed while nothing is held.
-3. `room`: as many I/Os are under way as the backend is deep. Who waits is served at once while
-   there is room, and gathers company when there is none.
+3. There is room while fewer I/Os are under way than the backend is deep; for reads, fewer reads.
+   Who waits is served at once while there is room, and gathers company when there is none.
 4. Shaping delays dispatch, never admission order, and what goes through at once stays within a
    tenth of a second's worth.
 
@@ -15,14 +15,15 @@ Who may call: any thread, with the GIL, which guards every field.
 """
 
 import collections
+import threading
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 
-from ._backend cimport Backend, fork_generation
-from ._drivers cimport Drivers, Job
+from ._backend cimport READ, Backend, Kind, fork_generation
+from ._drivers cimport Drivers, Job, Sleeper
 from ._system cimport iolift_bit_length, iolift_now_ns
 from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket, is_on_a_loop
 from .errors import ForkedError
@@ -33,6 +34,9 @@ cdef enum:
     SIGNAL_CHECK_NS = 50000000
 
 cdef double BURST_SECONDS = 0.1
+
+# The one that hears signals. Others need not wake up for them.
+cdef unsigned long MAIN_THREAD = threading.main_thread().ident
 
 
 cdef void count_time(int64_t* histogram, int64_t ns) noexcept nogil:
@@ -95,18 +99,27 @@ cdef class Scheduler(Timed):
 
     # ------------------------------------------------------------------------------------- bounds
 
-    cdef bint is_full(self, int64_t size) noexcept:
+    cdef bint is_full(self, Kind kind, int64_t size) noexcept:
+        # Writes leave an eighth to reads, which somebody waits for: no flood keeps them out.
+        cdef int64_t requests = self.max_held_requests, bytes = self.max_held_bytes
+        if kind != READ:
+            requests -= requests >> 3
+            bytes -= bytes >> 3
         return self.held_requests > 0 and (
-            self.held_requests >= self.max_held_requests
-            or size > self.max_held_bytes - self.held_bytes)
+            self.held_requests >= requests or size > bytes - self.held_bytes)
+
+    cdef bint must_wait(self, Desk desk, Ticket ticket) noexcept:
+        # In order, where it would have to see what is parked.
+        return (self.is_full(ticket.kind, ticket.end - ticket.offset)
+                or (self.parked and (ticket.kind != READ or desk.parked_here > 0)))
 
     cdef int admit(self, Desk desk, Ticket ticket) except -1:
         # The ticket's request is held when this returns, or parked.
         cdef int64_t size = ticket.end - ticket.offset
         cdef bint is_patient
-        while self.is_full(size) or self.parked:
+        while self.must_wait(desk, ticket):
             is_patient = is_on_a_loop() or self.drivers.is_driver()
-            if not (self.is_full(size) or self.parked):
+            if not self.must_wait(desk, ticket):
                 break                   # while we asked
             if is_patient:
                 self.parked.append(ticket)
@@ -116,7 +129,7 @@ cdef class Scheduler(Timed):
                     self.make_room()
                 return 0
             self.make_room()
-            if self.is_full(size) or self.parked:
+            if self.must_wait(desk, ticket):
                 self.wait_for_landing(INT64_MAX)
         self.held_requests += 1
         self.held_bytes += size
@@ -134,9 +147,9 @@ cdef class Scheduler(Timed):
                 ticket = self.parked[0]
                 size = ticket.end - ticket.offset
                 desk = ticket.desk
-                if ticket.state != CANCELLED and self.is_full(size):
+                if ticket.state != CANCELLED and self.is_full(ticket.kind, size):
                     self.make_room()
-                    if self.is_full(size):
+                    if self.is_full(ticket.kind, size):
                         return 0
                     continue
                 self.parked.popleft()
@@ -175,6 +188,7 @@ cdef class Scheduler(Timed):
         cdef int64_t now, soonest = INT64_MAX
         now = self.now()
         for desk in list(self.desks):
+            (<Desk>desk).go_on()            # shaping may have said later before
             soonest = min(soonest, (<Desk>desk).go_on_time(now))
             self.strike_off(<Desk>desk)
         if soonest != INT64_MAX:
@@ -229,22 +243,28 @@ cdef class Scheduler(Timed):
 
     # ---------------------------------------------------------------------------------- dispatch
 
-    cdef bint has_room(self) noexcept:
-        return self.operations < self.io.depth and self.flights < MAX_DRIVERS
+    cdef bint has_room(self, Kind kind) noexcept:
+        # However many writes are under way, a read that somebody waits for is not kept from them.
+        return ((self.read_operations if kind == READ else self.operations) < self.io.depth
+                and self.flights < MAX_DRIVERS)
 
-    cdef int launch(self, Job flight, Py_ssize_t operations, bint here) except -1:
+    cdef int launch(self, Job flight, Kind kind, Py_ssize_t operations, bint here) except -1:
         # here: the caller waits for just this one, and is as good a thread as any other.
         self.flights += 1
         self.operations += operations
+        if kind == READ:
+            self.read_operations += operations
         if here or not self.drivers.push(flight):
             with nogil:
                 flight.execute()
             flight.finish()
         return 0
 
-    cdef int landed(self, Py_ssize_t operations) except -1:
+    cdef int landed(self, Kind kind, Py_ssize_t operations) except -1:
         self.flights -= 1
         self.operations -= operations
+        if kind == READ:
+            self.read_operations -= operations
         return 0
 
     cdef int strike_off(self, Desk desk) except -1:
@@ -264,16 +284,11 @@ cdef class Scheduler(Timed):
     cdef int wait_for_landing(self, int64_t until_ns) except -1:
         # For a thread that waits for something of which any landing may be the end. The caller has
         # looked, and has not let go of the GIL since.
-        ident = PyThread_get_thread_ident()
-        self.sleepers.add(ident)
-        self.drivers.wait_for_landing(self.drivers.landings(),
-                                      min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
-        self.sleepers.discard(ident)
-        PyErr_CheckSignals()
-        if self.generation != fork_generation():
-            raise ForkedError("forked in the middle of a call, by a signal handler: in the child, "
-                              "open the file again")
-        return 0
+        return wait(self, NULL, until_ns)
+
+    cdef int wait_for_end(self, Ticket ticket, int64_t until_ns) except -1:
+        # The same for a thread that waits for this ticket to end.
+        return wait(self, &ticket.sleepers, until_ns)
 
     def stats(self):
         counters = self.counters
@@ -296,4 +311,23 @@ cdef class Scheduler(Timed):
         assert self.held_requests <= self.max_held_requests or self.max_held_requests < 1
         assert self.held_bytes <= self.max_held_bytes or self.held_requests == 1
         assert self.flights >= 0 and self.operations >= 0
+        assert 0 <= self.read_operations <= self.operations
         assert self.flights or not self.operations
+
+
+cdef int wait(Scheduler self, Sleeper** sleepers, int64_t until_ns) except -1:
+    # sleepers: among which to wait; NULL: for any landing.
+    cdef unsigned long ident = PyThread_get_thread_ident()
+    if ident == MAIN_THREAD:
+        until_ns = min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS)
+    self.sleepers.add(ident)
+    if sleepers == NULL:
+        self.drivers.wait_for_landing(self.drivers.landings(), until_ns)
+    else:
+        self.drivers.wait_among(sleepers, until_ns)
+    self.sleepers.discard(ident)
+    PyErr_CheckSignals()
+    if self.generation != fork_generation():
+        raise ForkedError("forked in the middle of a call, by a signal handler: in the child, "
+                          "open the file again")
+    return 0

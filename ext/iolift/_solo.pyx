@@ -4,8 +4,9 @@
 
 1. Two operations that overlap, one of them a write, are never under way together: the later one
    waits. So no read ever sees half a write.
-2. A solo waits for the earlier solos that it meets, for the writes that were flying when it came,
-   and, if it writes, for the reads that were. Whatever comes later is behind it: it is dispatched
+2. A solo waits for the earlier solos that it meets, for the writes that were flying when it came
+   (a read that has looked at the overlay does not: they have nothing of it), and, if it writes, for
+   the reads that were. Whatever comes later is behind it: it is dispatched
    later, joins nothing that went before, and takes nothing from the overlay that did.
 3. A solo whose thread waits in here for something else is in the middle of a signal handler's call:
    nobody waits for it, as it could wait for them.
@@ -16,24 +17,29 @@ Who may call: any thread, with the GIL, which guards every field.
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from libc.errno cimport EIO
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport int64_t
 
 from ._backend cimport WRITE, Kind
 from ._flight cimport Flight
 from ._landing cimport LandingDesk, Solo, end_joined
+from ._system cimport iolift_now_ns
 from ._ticket cimport Ticket, tell
 from ._window cimport Writes
+
+cdef enum:
+    LOOK_NS = 50000000
 
 
 cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int64_t end,
                     char* memory) except -1:
-    # memory: of a read of all of [offset, end), which others may join; else NULL.
+    # memory: of a read of all of [offset, end), which others may join, and of which no held or
+    # flying write has a byte; else NULL.
     solo.kind = kind
     solo.offset, solo.end = offset, end
     solo.memory = memory
     solo.joined = NULL
     solo.thread = PyThread_get_thread_ident()
-    solo.older = <void*>self.window.flying
+    solo.older = <void*>self.window.flying if memory == NULL else NULL
     solo.begun = False
     solo.next = self.solos
     solo.place = &self.solos
@@ -41,21 +47,22 @@ cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int
         solo.next.place = &solo.next
     self.solos = solo
     self.solo_writes += kind == WRITE
-    if (self.window.flying is not None or (kind == WRITE and self.flights)
-            or meets_earlier(self, solo)):
+    if ((self.window.flying is not None and memory == NULL)
+            or (kind == WRITE and self.flights) or meets_earlier(self, solo)):
         wait_for_others(self, solo)
     solo.begun = True
     return 0
 
 
 cdef int wait_for_others(LandingDesk self, Solo* solo) except -1:
-    cdef Writes flying = self.window.flying
+    cdef Writes flying = self.window.flying if solo.memory == NULL else None
     cdef list flights = list(self.flights) if solo.kind == WRITE else []
     self.solos_waiting += 1
     try:
         while ((flying is not None and self.window.flying is flying) or meets_earlier(self, solo)
                 or any_is_up(flights)):
-            self.scheduler.wait_for_landing(INT64_MAX)
+            # Not for ever: nobody tells when a solo's thread begins to wait (rule 3).
+            self.scheduler.wait_for_landing(iolift_now_ns() + LOOK_NS)
     except BaseException:
         end_solo(self, solo, -EIO)      # who has joined is held again
         raise

@@ -124,6 +124,12 @@ static inline void iolift_store_release(uint32_t *p, uint32_t value)
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
 
+/* Returns the sum. */
+static inline uint32_t iolift_add(uint32_t *p, int32_t value)
+{
+    return __atomic_add_fetch(p, (uint32_t)value, __ATOMIC_RELAXED);
+}
+
 /* ------------------------------------------------------------------------- files and memory */
 
 /* What O_DIRECT asks of memory addresses and file offsets, in bytes; 0, 0 where the kernel does

@@ -71,6 +71,7 @@ cdef extern from "_system.h" nogil:
                           void* argument, size_t size)
     uint32_t iolift_load_acquire(const uint32_t* p)
     void iolift_store_release(uint32_t* p, uint32_t value)
+    uint32_t iolift_add(uint32_t* p, int32_t value)
     int iolift_direct_alignment(int fd, uint32_t* memory, uint32_t* offset)
     int64_t iolift_read_cached(int fd, void* memory, size_t size, int64_t offset)
     int iolift_datasync(int fd)

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ._backend cimport Kind
 from ._batch cimport Batch
-from ._drivers cimport Job
+from ._drivers cimport Job, Sleeper
 
 
 cdef enum State:
@@ -44,6 +44,7 @@ cdef class Ticket:
     cdef Source source
     cdef bint seen              # of a write: a later read has bytes of it
     cdef bint is_into           # of a read: `owner` is the caller's buffer, the result a count
+    cdef bint is_waited         # of a read: who submits it waits for it, and ends the hold
     cdef bint is_unasked        # of a read: answered where it was submitted, not looked at yet
     cdef bint superseded        # of a write: none of its bytes was moved
     cdef bint poisoned
@@ -67,6 +68,7 @@ cdef class Ticket:
     cdef int64_t extent_end
     cdef uint32_t companions
     # who wants to hear of the end
+    cdef Sleeper* sleepers      # threads
     cdef Awaiter awaiter
     cdef list watchers          # more Awaiters, and callables
 
