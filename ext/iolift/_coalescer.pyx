@@ -82,8 +82,9 @@ cdef class Coalescer:
     depth: how many I/Os of one batch are in flight at once, 1 to 4096.
     read_window_us, write_window_ms: how long a read (microseconds) or a write (milliseconds) is
     held for company, at most. Nothing is held while somebody waits for it and the device has room.
-    max_held_bytes, max_held_requests: bounds of what is submitted and has not ended. Who finds
-    them full waits: a thread in the call, a ticket made on an event loop in state "parked".
+    max_held_bytes, max_held_requests: bounds of what is submitted and has not ended, of which
+    writes leave an eighth to reads. Who finds them full waits: a thread in the call, a ticket made
+    on an event loop in state "parked".
     max_iops, max_bytes_per_s: I/Os and bytes a second, at most, on average over more than a tenth
     of a second; None: no limit. For users that must leave room for others.
     clock: for tests: a function that returns nanoseconds. No timer runs then; tick() looks at it.
