@@ -9,6 +9,7 @@ cdef class FileCore(BulkDesk):
     cdef readonly bint readable, writable, direct
     cdef bint is_closed
     cdef bint is_draining           # close waits for the last ticket, and closes the descriptor
+    cdef bint reads_blocks          # a small read is done by way of aligned blocks
     cdef bint owns_descriptor
     cdef Py_ssize_t active          # calls under way; the last one out closes the descriptor
     cdef object __weakref__

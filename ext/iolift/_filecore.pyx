@@ -17,6 +17,9 @@ import os
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from posix.stdlib cimport posix_memalign
+from posix.unistd cimport pread
 
 from ._arguments cimport Buffer, parse_int, parse_position, take_buffer
 from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation, run_in_place
@@ -26,6 +29,7 @@ from ._coalescer cimport Coalescer
 from ._dispatch cimport file_size, new_ticket
 from ._gil cimport ask_for_gil, give_way, have_gil
 from ._landing cimport Solo, poisoned
+from ._request cimport align_down, align_up
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._solo cimport begin_solo, end_solo
 from ._system cimport O_DIRECT, iolift_direct_alignment, iovec
@@ -41,6 +45,8 @@ cdef extern from "Python.h":
 cdef enum:
     # gap="auto" of direct files: an I/O costs about as much as 40 KiB of transfer.
     AUTO_DIRECT_GAP = 1 << 15
+    # A direct read of no more costs less by way of a buffer of blocks than as a batch.
+    MAX_BOUNCED_BYTES = 1 << 16
     DEFAULT_DIRECT_ALIGNMENT = 4096     # where the kernel does not say (before Linux 6.1)
 
 
@@ -61,6 +67,7 @@ cdef class FileCore(BulkDesk):
         if direct:
             prepare_direct(self)
         self.is_plain = self.asks_cache = not direct and coalescer.io.name != "hosted"
+        self.reads_blocks = direct and coalescer.io.name != "hosted"
         self.owns_descriptor = owns_descriptor      # from here on ours to close
         coalescer.files.add(self)
 
@@ -213,9 +220,13 @@ cdef class FileCore(BulkDesk):
 
     cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
                                int64_t position) except? -1:
-        # No window, no plan. Small and buffered, it is one system call.
+        # No window, no plan. If it is small it is one system call, unless it is a direct write.
         cdef Operation operation
         cdef iovec segment
+        if (self.reads_blocks and kind == READ and 0 < size <= MAX_BOUNCED_BYTES
+                and position < INT64_MAX >> 1 and self.scheduler.trace is None
+                and read_blocks(self, memory, size, position)):
+            return size
         if not self.is_plain or size > MAX_CHUNK_BYTES or self.scheduler.trace is not None:
             return move_batch_of_one(self, kind, memory, size, position)
         segment.iov_base = memory
@@ -424,6 +435,24 @@ cdef int wait_for_own(FileCore self, Ticket ticket) except -1:
             self.scheduler.drivers.wait_for_landing(self.scheduler.drivers.landings(), INT64_MAX)
         raise
     return 0
+
+
+cdef bint read_blocks(FileCore self, char* memory, int64_t size, int64_t position) noexcept:
+    # Directly, by way of the blocks that hold it. False: short, or failed.
+    cdef int64_t begin = align_down(position, self.target.alignment)
+    cdef int64_t end = align_up(position + size, self.target.alignment), got = -1
+    cdef int descriptor = self.target.descriptor
+    cdef size_t alignment = max(self.target.memory_alignment, <int64_t>sizeof(void*))
+    cdef void* blocks = NULL
+    with nogil:
+        if posix_memalign(&blocks, alignment, end - begin) == 0:
+            got = pread(descriptor, blocks, end - begin, begin) - (position - begin)
+            if got >= size:
+                memcpy(memory, <char*>blocks + (position - begin), size)
+            free(blocks)
+        ask_for_gil()
+    have_gil()
+    return got >= size
 
 
 cdef int64_t move_batch_of_one(FileCore self, Kind kind, char* memory, int64_t size,

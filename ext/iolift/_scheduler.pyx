@@ -1,9 +1,9 @@
 """Scheduler: what a coalescer's files share: bounds, the clock of the hold, room on the device.
 
 1. Held bytes and requests, from submit to the end of the ticket, stay within their bounds, except
-   that a single request larger than the bound goes alone. Writes leave a part to reads. Who finds them full waits: a thread
-   until something has landed, a ticket made on an event loop (or by a driver, in a callback) in
-   `parked`, from where it is admitted in order.
+   that a single request larger than the bound goes alone. Writes leave a part to reads. Who finds
+   them full waits: a thread until something has landed, a ticket made on an event loop (or by a
+   driver, in a callback) in `parked`, from where it is admitted in order.
 2. A deadline that is armed is kept: on_time dispatches what is due and arms the next. Nothing is
    armed while nothing is held.
 3. There is room while fewer I/Os are under way than the backend is deep; for reads, fewer reads.
