@@ -35,7 +35,7 @@ macros: list[tuple[str, str | None]] = []
 if BUILD == "quick":
     compile_args[0] = "-O1"
 elif BUILD == "sanitize":
-    compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+    compile_args = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
     link_args = ["-fsanitize=address,undefined"]
 elif BUILD == "coverage":
     # Cython's tracing only marks the lines that count. It is not compiled: it would take the GIL
