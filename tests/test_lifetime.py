@@ -228,6 +228,50 @@ def test_a_signal_handler_that_forks(make_zeros: Any, code: str, backend_name: s
     child.run(code, make_zeros(1 << 26), backend_name)
 
 
+FORKS_IN_A_THREAD = """
+    import os, signal, sys, threading, warnings, iolift
+    warnings.simplefilter("ignore", DeprecationWarning)     # of a fork beside other threads
+    codes = []
+
+    class Host:
+        # Never answers.
+        def submit(self, token, kind, fd, offset, buffers):
+            return "queued"
+        def reap(self, wait):
+            threading.Event().wait()
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_):
+        raise StopError
+
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            f = iolift.open(sys.argv[1], backend=Host())
+            ticket = f.submit_pread(10, 0)
+            signal.signal(signal.SIGALRM, stop)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            try:
+                ticket.result()
+            except StopError:
+                os._exit(7)
+            os._exit(1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+    assert codes == [7], codes
+"""
+
+
+def test_a_child_of_another_thread_hears_signals(make_file: Any) -> None:
+    """There the thread that forked is the main one, though it was not when iolift was loaded."""
+    child.run(FORKS_IN_A_THREAD, make_file(1000)[0])
+
+
 # ------------------------------------------------------------------------------------- signals
 
 LONG_READS = """

@@ -50,7 +50,8 @@ cdef class Scheduler(Timed):
     cdef object trace                   # list of int64[k, 3], or None
     cdef object parked                  # collections.deque of Tickets
     cdef bint is_admitting              # them
-    cdef set sleepers                   # idents of threads in wait_for_landing
+    cdef set sleepers                   # idents of threads in wait_for_landing and wait_for_end
+    cdef unsigned long main_thread      # the one that hears signals
     cdef list hubs
     cdef uint32_t generation            # of forks
 

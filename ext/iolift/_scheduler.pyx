@@ -35,9 +35,6 @@ cdef enum:
 
 cdef double BURST_SECONDS = 0.1
 
-# The one that hears signals. Others need not wake up for them.
-cdef unsigned long MAIN_THREAD = threading.main_thread().ident
-
 
 cdef void count_time(int64_t* histogram, int64_t ns) noexcept nogil:
     cdef int place = iolift_bit_length(<uint64_t>(max(ns, <int64_t>0) // 1000))
@@ -74,6 +71,8 @@ cdef class Scheduler(Timed):
         self.io = io
         self.clock = clock
         self.generation = fork_generation()
+        # After a fork it is whichever forked.
+        self.main_thread = threading.main_thread().ident
         self.drivers = Drivers(self, MAX_DRIVERS)
         self.read_window_ns = <int64_t>(read_window_us * 1e3)
         self.write_window_ns = <int64_t>(write_window_ms * 1e6)
@@ -318,7 +317,7 @@ cdef class Scheduler(Timed):
 cdef int wait(Scheduler self, Sleeper** sleepers, int64_t until_ns) except -1:
     # sleepers: among which to wait; NULL: for any landing.
     cdef unsigned long ident = PyThread_get_thread_ident()
-    if ident == MAIN_THREAD:
+    if ident == self.main_thread:       # the others need not wake up for signals
         until_ns = min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS)
     self.sleepers.add(ident)
     if sleepers == NULL:
