@@ -21,7 +21,8 @@ cdef class Timed:
 
 
 cdef struct Sleeper:
-    # A thread that waits for one ticket. Lives on its stack. The links are guarded by the GIL.
+    # A thread that waits for one ticket, or for anything to land. Lives on its stack. The links are
+    # guarded by the GIL.
     pthread_cond_t woken_up
     bint woken                  # guarded by the roster's mutex
     Sleeper* next
@@ -41,10 +42,7 @@ cdef struct Roster:
     int64_t due_at              # when on_time is to be called; INT64_MAX: never
     bint keeper                 # one of the idle is awake for wake_at
     bint stopping
-    # Whoever waits for anything to land sleeps here until `landings` changes.
-    pthread_cond_t landed
-    uint32_t landings
-    int waiting
+    pthread_cond_t gone         # a thread is
 
 
 cdef class Drivers:
@@ -53,14 +51,13 @@ cdef class Drivers:
     cdef set idents                 # of the threads
     cdef uint32_t generation        # of forks
     cdef int max_threads
-    cdef Sleeper* due               # they are woken at the next landing
+    cdef Sleeper* waiting           # for anything to land
+    cdef Sleeper* due               # for what has come: they are woken at the next landing
     cdef bint push(self, Job job) except -1
     cdef bint call_at(self, int64_t when_ns) except -1
     cdef void call_off(self) noexcept
     cdef bint is_driver(self)
-    cdef uint32_t landings(self) noexcept
-    cdef void land(self) noexcept
-    cdef int wait_for_landing(self, uint32_t seen, int64_t until_ns) except -1
     cdef void wake_at_landing(self, Sleeper** sleepers) noexcept
+    cdef void land(self) noexcept
     cdef int wait_among(self, Sleeper** sleepers, int64_t until_ns) except -1
     cdef int stop(self) except -1

@@ -17,7 +17,7 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport ETIMEDOUT
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport calloc, free
 
 from ._backend cimport fork_generation
@@ -129,7 +129,7 @@ cdef class Drivers:
             raise MemoryError
         pthread_mutex_init(&self.roster.mutex, NULL)
         init_condition(&self.roster.work)
-        init_condition(&self.roster.landed)
+        init_condition(&self.roster.gone)
         self.roster.wake_at = self.roster.due_at = INT64_MAX
         self.timed = weakref.ref(timed)
         self.idents = set()
@@ -141,7 +141,7 @@ cdef class Drivers:
         if self.roster != NULL and self.generation == fork_generation():
             pthread_mutex_destroy(&self.roster.mutex)
             pthread_cond_destroy(&self.roster.work)
-            pthread_cond_destroy(&self.roster.landed)
+            pthread_cond_destroy(&self.roster.gone)
         free(self.roster)
 
     cdef bint push(self, Job job) except -1:
@@ -191,38 +191,6 @@ cdef class Drivers:
     cdef bint is_driver(self):
         return PyThread_get_thread_ident() in self.idents
 
-    cdef uint32_t landings(self) noexcept:
-        return self.roster.landings
-
-    cdef void land(self) noexcept:
-        # Wakes those whose ticket has ended, and all who wait for anything.
-        cdef Roster* roster = self.roster
-        cdef Sleeper* sleeper = self.due
-        pthread_mutex_lock(&roster.mutex)
-        roster.landings += 1
-        while sleeper != NULL:
-            sleeper.woken = True
-            pthread_cond_signal(&sleeper.woken_up)
-            sleeper = sleeper.next
-        if roster.waiting:
-            pthread_cond_broadcast(&roster.landed)
-        pthread_mutex_unlock(&roster.mutex)
-
-    cdef int wait_for_landing(self, uint32_t seen, int64_t until_ns) except -1:
-        # `seen` was read with the GIL held since the caller last looked, so no landing is missed.
-        cdef Roster* roster = self.roster
-        with nogil:
-            pthread_mutex_lock(&roster.mutex)
-            roster.waiting += 1
-            while roster.landings == seen:
-                if wait_until(&roster.landed, &roster.mutex, until_ns) == ETIMEDOUT:
-                    break
-            roster.waiting -= 1
-            pthread_mutex_unlock(&roster.mutex)
-            ask_for_gil()
-        have_gil()
-        return 0
-
     cdef void wake_at_landing(self, Sleeper** sleepers) noexcept:
         # What a list of sleepers waits for has come.
         cdef Sleeper* last = sleepers[0]
@@ -236,6 +204,21 @@ cdef class Drivers:
             self.due.place = &last.next
         self.due = sleepers[0]
         sleepers[0] = NULL
+
+    cdef void land(self) noexcept:
+        # Wakes those whose ticket has ended, and all who wait for anything.
+        cdef Roster* roster = self.roster
+        cdef Sleeper* sleeper
+        self.wake_at_landing(&self.waiting)
+        sleeper = self.due
+        if sleeper == NULL:
+            return
+        pthread_mutex_lock(&roster.mutex)
+        while sleeper != NULL:
+            sleeper.woken = True
+            pthread_cond_signal(&sleeper.woken_up)
+            sleeper = sleeper.next
+        pthread_mutex_unlock(&roster.mutex)
 
     cdef int wait_among(self, Sleeper** sleepers, int64_t until_ns) except -1:
         # The caller has looked, and has not let go of the GIL since.
@@ -273,7 +256,7 @@ cdef class Drivers:
             roster.stopping = True
             pthread_cond_broadcast(&roster.work)
             while roster.live > own:
-                pthread_cond_wait(&roster.landed, &roster.mutex)
+                pthread_cond_wait(&roster.gone, &roster.mutex)
             pthread_mutex_unlock(&roster.mutex)
         return 0
 
@@ -298,7 +281,7 @@ cdef class Drivers:
         self.idents.discard(ident)
         pthread_mutex_lock(&roster.mutex)
         roster.live -= 1
-        pthread_cond_broadcast(&roster.landed)
+        pthread_cond_broadcast(&roster.gone)
         pthread_mutex_unlock(&roster.mutex)
 
 

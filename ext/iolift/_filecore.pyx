@@ -432,7 +432,7 @@ cdef int wait_for_own(FileCore self, Ticket ticket) except -1:
         if ticket.state in (PARKED, HELD) and not self.withdraw(ticket):
             self.demand(ticket)
         while NEW < ticket.state < DONE and self.scheduler.generation == fork_generation():
-            self.scheduler.drivers.wait_for_landing(self.scheduler.drivers.landings(), INT64_MAX)
+            self.scheduler.drivers.wait_among(&self.scheduler.drivers.waiting, INT64_MAX)
         raise
     return 0
 

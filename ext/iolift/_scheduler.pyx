@@ -283,7 +283,7 @@ cdef class Scheduler(Timed):
     cdef int wait_for_landing(self, int64_t until_ns) except -1:
         # For a thread that waits for something of which any landing may be the end. The caller has
         # looked, and has not let go of the GIL since.
-        return wait(self, NULL, until_ns)
+        return wait(self, &self.drivers.waiting, until_ns)
 
     cdef int wait_for_end(self, Ticket ticket, int64_t until_ns) except -1:
         # The same for a thread that waits for this ticket to end.
@@ -315,15 +315,11 @@ cdef class Scheduler(Timed):
 
 
 cdef int wait(Scheduler self, Sleeper** sleepers, int64_t until_ns) except -1:
-    # sleepers: among which to wait; NULL: for any landing.
     cdef unsigned long ident = PyThread_get_thread_ident()
     if ident == self.main_thread:       # the others need not wake up for signals
         until_ns = min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS)
     self.sleepers.add(ident)
-    if sleepers == NULL:
-        self.drivers.wait_for_landing(self.drivers.landings(), until_ns)
-    else:
-        self.drivers.wait_among(sleepers, until_ns)
+    self.drivers.wait_among(sleepers, until_ns)
     self.sleepers.discard(ident)
     PyErr_CheckSignals()
     if self.generation != fork_generation():
