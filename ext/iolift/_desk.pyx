@@ -56,12 +56,11 @@ cdef class FileDesk(DispatchDesk):
         while ticket.state < DONE:
             if until != INT64_MAX and iolift_now_ns() >= until:
                 raise TimeoutError(f"{ticket!r} after {timeout} seconds")
-            if ticket.state != PARKED:
-                self.scheduler.wait_for_end(ticket, until)
-                continue
-            self.scheduler.wait_for_landing(until)
-            if ticket.state == HELD:
+            if ticket.state == PARKED:
+                self.scheduler.wait_for_landing(until)
                 self.demand(ticket)
+            else:
+                self.scheduler.wait_for_end(ticket, until)
         return 0
 
     cdef bint withdraw(self, Ticket ticket) except -1:
@@ -198,7 +197,7 @@ cdef int take_read(FileDesk self, Ticket ticket) except -1:
             and (self.solos != NULL or len(self.flights) > 0) and join(self, ticket)):
         return 0
     hold_read(self, ticket)
-    return end_hold_of_reads(self, ticket.submitted_ns, ticket.is_waited)
+    return end_hold_of_reads(self, ticket)
 
 
 cdef int look_past_the_end(FileDesk self, Ticket ticket, bint with_flying) except -1:
@@ -261,17 +260,17 @@ cdef int join(FileDesk self, Ticket ticket) except -1:
     return True
 
 
-cdef int end_hold_of_reads(FileDesk self, int64_t now, bint is_waited) except -1:
-    # After one was added: whether the hold ends here and now.
+cdef int end_hold_of_reads(FileDesk self, Ticket ticket) except -1:
+    # After it was added: whether the hold ends here and now.
     cdef Scheduler scheduler = self.scheduler
     cdef Reads reads = self.window.reads
-    cdef int64_t before = self.last_read_ns
+    cdef int64_t before = self.last_read_ns, now = ticket.submitted_ns
     self.last_read_ns = now
     if reads.bytes > scheduler.max_held_bytes // 2:
         return self.dispatch_reads("bytes")
     if reads.tickets.size > scheduler.max_held_requests // 2:
         return self.dispatch_reads("count")
-    if is_waited:
+    if ticket.is_waited:
         return 0
     if (reads.tickets.size == 1 and scheduler.flights == 0 and self.solos == NULL
             and (now - before > scheduler.read_window_ns

@@ -17,7 +17,7 @@ cdef struct Solo:
     char* memory                # NULL: nobody can join
     PyObject* joined            # a list of Tickets, owned; NULL while nobody has joined
     unsigned long thread
-    void* older                 # the Writes that were flying when it came, until it has begun
+    void* older                 # the Writes that it waits for, which were flying; NULL: none
     bint begun                  # it waits for nobody any more
     Solo* next                  # the one that came before
     Solo** place                # what points here

@@ -6,8 +6,8 @@
    waits. So no read ever sees half a write.
 2. A solo waits for the earlier solos that it meets, for the writes that were flying when it came
    (a read that has looked at the overlay does not: they have nothing of it), and, if it writes, for
-   the reads that were. Whatever comes later is behind it: it is dispatched
-   later, joins nothing that went before, and takes nothing from the overlay that did.
+   the reads that were. Whatever comes later is behind it: it is dispatched later, joins nothing
+   that went before, and takes nothing from the overlay that did.
 3. A solo whose thread waits in here for something else is in the middle of a signal handler's call:
    nobody waits for it, as it could wait for them.
 
@@ -39,7 +39,9 @@ cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int
     solo.memory = memory
     solo.joined = NULL
     solo.thread = PyThread_get_thread_ident()
-    solo.older = <void*>self.window.flying if memory == NULL else NULL
+    solo.older = NULL
+    if memory == NULL and self.window.flying is not None:
+        solo.older = <void*>self.window.flying
     solo.begun = False
     solo.next = self.solos
     solo.place = &self.solos
@@ -47,15 +49,14 @@ cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int
         solo.next.place = &solo.next
     self.solos = solo
     self.solo_writes += kind == WRITE
-    if ((self.window.flying is not None and memory == NULL)
-            or (kind == WRITE and self.flights) or meets_earlier(self, solo)):
+    if solo.older != NULL or (kind == WRITE and self.flights) or meets_earlier(self, solo):
         wait_for_others(self, solo)
     solo.begun = True
     return 0
 
 
 cdef int wait_for_others(LandingDesk self, Solo* solo) except -1:
-    cdef Writes flying = self.window.flying if solo.memory == NULL else None
+    cdef Writes flying = self.window.flying if solo.older != NULL else None
     cdef list flights = list(self.flights) if solo.kind == WRITE else []
     self.solos_waiting += 1
     try:
