@@ -67,8 +67,38 @@ MUTANTS = {
     "bound": Mutant(
         "no more requests are held than max_held_requests",
         "_scheduler",
-        "            self.held_requests >= self.max_held_requests\n",
-        "            self.held_requests > self.max_held_requests\n",
+        "            self.held_requests >= requests or size",
+        "            self.held_requests > requests or size",
+    ),
+    "share": Mutant(
+        "writes leave a part of the bounds to reads",
+        "_scheduler",
+        "            requests -= requests >> 3\n",
+        "            requests -= 0\n",
+    ),
+    "room": Mutant(
+        "reads have room on a device that is busy with writes",
+        "_scheduler",
+        "self.read_operations if kind == READ else self.operations",
+        "self.operations",
+    ),
+    "put off": Mutant(
+        "what shaping has put off goes when it may",
+        "_scheduler",
+        "            (<Desk>desk).go_on()            # shaping may have said later before\n",
+        "",
+    ),
+    "woken": Mutant(
+        "who waits for a ticket is woken when it ends",
+        "_landing",
+        "    self.scheduler.drivers.wake_at_landing(&ticket.sleepers)\n",
+        "",
+    ),
+    "covered": Mutant(
+        "a read that has looked at the overlay waits for no write in flight",
+        "_solo",
+        "    if memory == NULL and self.window.flying is not None:\n",
+        "    if self.window.flying is not None:\n",
     ),
     "solo": Mutant(
         "what passes the window by waits for what it overlaps",
@@ -107,8 +137,7 @@ def try_one(mutant: Mutant, tree: Path) -> list[str]:
     """The tests that fail with this rule broken."""
     source = tree / "ext" / "iolift" / f"{mutant.module}.pyx"
     text = source.read_text()
-    if text.count(mutant.right) != 1:
-        sys.exit(f"{source.name} does not have this, once:\n{mutant.right}")
+    assert text.count(mutant.right) == 1, f"{source.name} does not have this once: {mutant.right}"
     source.write_text(text.replace(mutant.right, mutant.wrong))
     try:
         built = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree)

@@ -3,6 +3,7 @@
 1. The soak (soak.py) with fixed seeds, in single file and with threads and event loops.
 2. The same model as a state machine: hypothesis looks for a short story that goes wrong.
 3. What watches over the soak is watched: it says so when an answer is wrong, and only then.
+4. Each rule that mutants.py breaks stands in the core as it says: it takes long to break them all.
 
 For longer runs: python -m tests.soak --operations 20_000_000 --backend hosted --seed 7
 """
@@ -25,6 +26,7 @@ from gated import MS, US, Clock
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from linear import History, stale, unlinearizable
+from mutants import MUTANTS, REPOSITORY
 from oracle import (
     CONTENT,
     MADE,
@@ -325,3 +327,10 @@ def test_a_foreign_error_is_caught(tmp_path: Path) -> None:
     r.failed_ops = lambda *arguments: failed_ops(*arguments) - {errno.EIO}  # type: ignore
     with pytest.raises(AssertionError, match=r"has failed only|is nobody's"):
         r.play()
+
+
+@pytest.mark.skipif(not (REPOSITORY / "ext").exists(), reason="no source tree")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_mutant_can_be_made(name: str) -> None:
+    source = REPOSITORY / "ext" / "iolift" / f"{MUTANTS[name].module}.pyx"
+    assert source.read_text().count(MUTANTS[name].right) == 1
