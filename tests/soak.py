@@ -27,6 +27,7 @@ from soak_single import SingleRound
 
 BACKENDS = ["uring", "posix", "hosted"]
 MODES = {"single": SingleRound, "shared": SharedRound}
+REPORT_EVERY = 1_000_000
 HANG_S = 100  # not an expectation: a round that takes this long hangs, and says where
 
 
@@ -77,6 +78,7 @@ def main() -> None:
             sys.stdout.write(f"{backend}: seed {chosen.seed}\n")
             sys.stdout.flush()
             begin, done, number = time.monotonic(), 0, chosen.round or 0
+            reported = 0
             while done < chosen.operations:
                 faulthandler.dump_traceback_later(HANG_S, exit=True)
                 try:
@@ -89,6 +91,10 @@ def main() -> None:
                     sys.stdout.write("".join(f"  {note}\n" for note in error.__notes__))
                     done += 100
                 number += 1
+                if done // REPORT_EVERY > reported:
+                    reported = done // REPORT_EVERY
+                    sys.stdout.write(f"{backend}: {done} operations\n")
+                    sys.stdout.flush()
                 if chosen.round is not None:
                     break
             faulthandler.cancel_dump_traceback_later()
