@@ -8,6 +8,7 @@ as long as a test wants.
 from __future__ import annotations
 
 import random
+import signal
 from typing import Any
 
 import numpy as np
@@ -292,6 +293,28 @@ def test_a_read_joins_one_under_way_unless_a_write_came_between(rig: Any) -> Non
     assert reads[0] == ("read", 1000, 100)
     f.pread(5, 1050)
     assert f.pread(7, 1050) == b"between"
+
+
+def test_a_joined_read_goes_again_ahead_of_what_came_after_it(rig: Any) -> None:
+    """The read that it joined fails while a truncate, which came later, waits for both."""
+    r = rig()
+    f = r.open(OLD)
+    r.disk.close()
+    r.disk.bad(1000, 1010)
+    first = f.submit_pread(100, 1000)
+    r.disk.arrived(1)
+    inside = f.submit_pread(10, 1050)
+    assert r.c.stats().joins == 1
+    usual = signal.signal(signal.SIGALRM, lambda *_: r.disk.open())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)  # the truncate waits by then
+        f.truncate(5)
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    with pytest.raises(OSError, match="Input/output"):
+        first.result()
+    assert inside.result() == OLD[1050:1060]
+    assert f.pread(100, 0) == OLD[:5]
 
 
 def test_a_read_after_a_finished_write_does_not_join_an_older_read(rig: Any) -> None:

@@ -35,7 +35,7 @@ from ._landing cimport LandingDesk, Solo, end_now, refuse_held
 from ._scheduler cimport Scheduler
 from ._solo cimport meets_solo
 from ._ticket cimport DONE, FLYING, HELD, Ticket, tell
-from ._window cimport Tickets, Writes
+from ._window cimport Tickets, Window, Writes
 
 # Who waits is served while the device has room; what is overdue goes whatever the device does.
 cdef tuple PATIENT = ("demand", "turn")
@@ -143,6 +143,17 @@ cdef class DispatchDesk(LandingDesk):
         self.reads_awaited = False
         scheduler.batch_number += 1
         take_reads(flight, self.window, scheduler.batch_number)
+        return launch(self, flight)
+
+    cdef int read_again(self, Ticket ticket) except -1:
+        # It was under way already, so nothing that came after it may get ahead of it now.
+        cdef Flight flight = new_flight(self, READ, "demand", self.scheduler.now())
+        cdef Window alone = Window()
+        alone.add_read(ticket)
+        self.flights.append(flight)
+        self.again += 1
+        self.scheduler.batch_number += 1
+        take_reads(flight, alone, self.scheduler.batch_number)
         return launch(self, flight)
 
     cdef int dispatch_writes(self, str reason) except -1:

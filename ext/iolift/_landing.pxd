@@ -30,6 +30,7 @@ cdef class LandingDesk(Desk):
     cdef int poison                 # the errno of a failed sync, for good
     cdef Py_ssize_t pending         # tickets that have not ended
     cdef list flights               # reads under way
+    cdef Py_ssize_t again           # reads that went again, ever
     cdef Solo* solos                # what callers do themselves, the latest first
     cdef Py_ssize_t solo_writes     # ... those of them that write
     cdef Py_ssize_t solos_waiting   # ... and those that have not begun
@@ -41,6 +42,7 @@ cdef class LandingDesk(Desk):
     cdef object deferred            # the error of a write that nobody asked for
 
     cdef int launch_syncs(self, bint here) except -1
+    cdef int read_again(self, Ticket ticket) except -1
     cdef int raise_deferred(self) except -1
     cdef int at_rest(self) except -1
 

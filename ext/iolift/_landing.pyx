@@ -6,8 +6,8 @@
 1. A ticket ends once, in `end_one`: with what it got, an error, or an exception of the backend.
 2. A read is short where the file ended; bytes before `zeros_until`, which held writes had promised,
    are zeros.
-3. A read that joined another one which failed is held again: the fault may be in bytes that it
-   never asked for.
+3. A read that joined another one which failed goes again, by itself: the fault may be in bytes
+   that it never asked for. At once, as a write that came after it may be waiting for its end.
 4. A write that failed and that nobody asked about before its ticket was dropped leaves its error in
    `deferred`, for the next flush, sync or close. So whoever ends tickets lets go of each before it
    ends the next: a flush is the ticket behind all those that it waits for.
@@ -94,6 +94,9 @@ cdef class LandingDesk(Desk):
         return 0
 
     cdef int launch_syncs(self, bint here) except -1:
+        raise NotImplementedError
+
+    cdef int read_again(self, Ticket ticket) except -1:
         raise NotImplementedError
 
 
@@ -280,9 +283,7 @@ cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t
         # The fault may be in bytes that this one never asked for.
         ticket.record = None
         ticket.source = FROM_DEVICE
-        hold_read(self, ticket)
-        self.reads_due = self.reads_due or "demand"
-        return 0
+        return self.read_again(ticket)
     ticket.got = min(ticket.got, max(<int64_t>0, offset + outcome - ticket.offset))
     memcpy(ticket.memory, memory + (ticket.offset - offset), ticket.got)
     return end_one(self, ticket, heard, hubs)

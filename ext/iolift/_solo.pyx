@@ -58,14 +58,18 @@ cdef int begin_solo(LandingDesk self, Solo* solo, Kind kind, int64_t offset, int
 cdef int wait_for_others(LandingDesk self, Solo* solo) except -1:
     cdef Writes flying = self.window.flying if solo.older != NULL else None
     cdef list flights = list(self.flights) if solo.kind == WRITE else []
+    cdef Py_ssize_t again = self.again
     self.solos_waiting += 1
     try:
         while ((flying is not None and self.window.flying is flying) or meets_earlier(self, solo)
                 or any_is_up(flights)):
             # Not for ever: nobody tells when a solo's thread begins to wait (rule 3).
             self.scheduler.wait_for_landing(iolift_now_ns() + LOOK_NS)
+            if again != self.again and solo.kind == WRITE:
+                again = self.again      # a read that was older than this goes again
+                flights = list(self.flights)
     except BaseException:
-        end_solo(self, solo, -EIO)      # who has joined is held again
+        end_solo(self, solo, -EIO)      # who has joined reads again
         raise
     finally:
         self.solos_waiting -= 1
