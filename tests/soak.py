@@ -78,8 +78,8 @@ def main() -> None:
             sys.stdout.write(f"{backend}: seed {chosen.seed}\n")
             sys.stdout.flush()
             begin, done, number = time.monotonic(), 0, chosen.round or 0
-            reported = 0
             while done < chosen.operations:
+                before = done
                 faulthandler.dump_traceback_later(HANG_S, exit=True)
                 try:
                     done += play(backend, chosen.seed, number, Path(directory), chosen.mode)
@@ -91,8 +91,7 @@ def main() -> None:
                     sys.stdout.write("".join(f"  {note}\n" for note in error.__notes__))
                     done += 100
                 number += 1
-                if done // REPORT_EVERY > reported:
-                    reported = done // REPORT_EVERY
+                if done // REPORT_EVERY > before // REPORT_EVERY:
                     sys.stdout.write(f"{backend}: {done} operations\n")
                     sys.stdout.flush()
                 if chosen.round is not None:

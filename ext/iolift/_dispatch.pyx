@@ -138,23 +138,17 @@ cdef class DispatchDesk(LandingDesk):
         if meets_solo_write(self) or not scheduler.may_go():
             self.reads_due = self.reads_due or reason
             return 0
-        self.flights.append(flight)
         self.reads_due = None
         self.reads_awaited = False
-        scheduler.batch_number += 1
-        take_reads(flight, self.window, scheduler.batch_number)
-        return launch(self, flight)
+        return launch_reads(self, flight, self.window)
 
     cdef int read_again(self, Ticket ticket) except -1:
         # It was under way already, so nothing that came after it may get ahead of it now.
         cdef Flight flight = new_flight(self, READ, "demand", self.scheduler.now())
         cdef Window alone = Window()
         alone.add_read(ticket)
-        self.flights.append(flight)
         self.again += 1
-        self.scheduler.batch_number += 1
-        take_reads(flight, alone, self.scheduler.batch_number)
-        return launch(self, flight)
+        return launch_reads(self, flight, alone)
 
     cdef int dispatch_writes(self, str reason) except -1:
         # All that are held, unless order or shaping say later: a landing, or the clock, asks again.
@@ -255,6 +249,14 @@ cdef class DispatchDesk(LandingDesk):
             if self.pending:
                 self.scheduler.wait_for_landing(INT64_MAX)
         return 0
+
+
+cdef int launch_reads(DispatchDesk self, Flight flight, Window window) except -1:
+    # All that this window holds.
+    self.flights.append(flight)
+    self.scheduler.batch_number += 1
+    take_reads(flight, window, self.scheduler.batch_number)
+    return launch(self, flight)
 
 
 cdef int launch(DispatchDesk self, Flight flight) except -1:
