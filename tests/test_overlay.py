@@ -296,7 +296,8 @@ def test_a_read_joins_one_under_way_unless_a_write_came_between(rig: Any) -> Non
 
 
 def test_a_joined_read_goes_again_ahead_of_what_came_after_it(rig: Any) -> None:
-    """The read that it joined fails while a truncate, which came later, waits for both."""
+    """The read that it joined fails while a truncate, which came later, waits for both: for this
+    one also when it goes again."""
     r = rig()
     f = r.open(OLD)
     r.disk.close()
@@ -305,11 +306,24 @@ def test_a_joined_read_goes_again_ahead_of_what_came_after_it(rig: Any) -> None:
     r.disk.arrived(1)
     inside = f.submit_pread(10, 1050)
     assert r.c.stats().joins == 1
-    usual = signal.signal(signal.SIGALRM, lambda *_: r.disk.open())
+
+    alarms = 0
+
+    def let_one_end_at_a_time(*_: Any) -> None:
+        nonlocal alarms
+        alarms += 1
+        with r.disk.lock:
+            r.disk.open()
+            if alarms == 1:
+                r.disk.close("read", (1050, 1060))
+
+    usual = signal.signal(signal.SIGALRM, let_one_end_at_a_time)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)  # the truncate waits by then
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)  # the truncate waits by then
         f.truncate(5)
+        assert alarms > 1
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)
     with pytest.raises(OSError, match="Input/output"):
         first.result()
