@@ -1,0 +1,6 @@
+from typing import Any
+
+IMPLEMENTATION: str
+
+def crc32c(data: Any, value: int = 0) -> int: ...
+def crc32c_software(data: Any, value: int = 0) -> int: ...
