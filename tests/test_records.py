@@ -123,7 +123,7 @@ def test_a_forger_who_changes_nothing_is_believed() -> None:
         {"target": LIMITS["targets"]},
         {"offset": 2**63 - 5},
         {"offset": 2**64 - 1},
-        {"flags": 4},
+        {"flags": 8},
         {"durable": 5},
         {"durable": 3},
     ],

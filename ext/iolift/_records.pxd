@@ -21,6 +21,7 @@ cdef enum RecordType:
 cdef enum:
     MORE = 1                            # the request goes on in the next record
     END = 2                             # the last record of its batch
+    CONTINUES = 4                       # ... the one before, of which it is a part
 
 
 cdef struct Header:

@@ -79,7 +79,7 @@ cdef bint is_sound(const Header* header, int64_t room) noexcept nogil:
         return False
     if header.type != WRITE_RECORD and header.size != header.key_size:
         return False
-    if header.target >= MAX_TARGETS or header.flags > (MORE | END):
+    if header.target >= MAX_TARGETS or header.flags > (MORE | END | CONTINUES):
         return False
     if header.offset > <uint64_t>(INT64_MAX - header.size):
         return False
@@ -172,6 +172,11 @@ cdef class Entry:
         """Whether the request goes on in the next record."""
         return bool(self.flags & MORE)
 
+    @property
+    def continues(self):
+        """Whether it is a part of the request of the record before."""
+        return bool(self.flags & CONTINUES)
+
     def __repr__(self):
         return (f"<record {self.sequence}: {self.type} of {self.length} bytes at {self.offset} "
                 f"of target {self.target}>")
@@ -211,8 +216,11 @@ def encode(records, *, sequence, salt, durable, previous):
     memory = bytes(align(size, BLOCK))
     place = <char*>memory
     types = {name: number for number, name in TYPES.items()}
+    goes_on = False
     for i, (kind, target, offset, key, data, more) in enumerate(records):
-        flags = (MORE if more else 0) | (END if i == len(records) - 1 else 0)
+        flags = (MORE if more else 0) | (CONTINUES if goes_on else 0)
+        flags |= END if i == len(records) - 1 else 0
+        goes_on = more
         place += put_record(place, &chain, types[kind], target, offset, <bytes>key, len(key),
                             <bytes>data, len(data), flags)
     return memory, chain.previous

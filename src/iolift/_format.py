@@ -22,7 +22,12 @@ that a commit is one write and one flush, and never used again.
             offset u64, flags u32, CRC of these 60 bytes u32
     types:  1 write; 2 truncate (offset is the new size); 3 key (offset is the sequence that the
             key in the payload stands for)
-    flags:  1 the request goes on in the next record; 2 last record of the batch
+    flags:  1 the request goes on in the next record; 2 last record of the batch; 4 part of the
+            request of the record before
+
+A request of more than a part is several records. It counts when its last one is there: where
+another request begins first, or nothing comes, a crash was faster, and its records are passed
+over. A segment begins with the idempotency keys of those before it, as records of type key.
 
 A worked example: the batch of one write, of b"hello" to offset 8 of target 0.
 

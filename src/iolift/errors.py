@@ -3,6 +3,10 @@
     OSError                     the kernel said no: errno and file name as it gave them
      +-- RangeError             ... to some requests of read_ranges or write_ranges
      +-- PoisonedError          the file refuses writes, because an earlier sync failed
+     |    +-- OutcomeUnknownError   the journal failed under this one: it may be there, or not
+     +-- JournalError           the journal can't be used
+          +-- JournalDamagedError   acknowledged records can't be read any more
+          +-- ForeignJournalError   it belongs to other files
     EOFError
      +-- ShortReadError         read_ranges past the end of the file
     ValueError
@@ -16,6 +20,7 @@ is moved. A closed file is a ValueError and a wrong mode an io.UnsupportedOperat
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -77,3 +82,42 @@ class PoisonedError(OSError):
 
 class ForkedError(RuntimeError):
     """A file or coalescer of the parent process was used in a forked child."""
+
+
+class OutcomeUnknownError(PoisonedError):
+    """The journal failed while this was on its way: it may be there after the next open, or not.
+
+    errno: that of the failed write or sync. Look it up by its idempotency key, or read it back.
+    """
+
+
+class JournalError(OSError):
+    """The journal can't be used. errno says what kind of no it is, where the kernel said it."""
+
+
+class JournalDamagedError(JournalError):
+    """Acknowledged records can't be read any more. Nothing was touched.
+
+    filename: the segment. offset: the first byte that can't be believed. lost: the sequence of the
+    record that should be there. witness: who says that it was durable. `iolift journal salvage`
+    takes out what is left.
+    """
+
+    def __init__(self, name: str, offset: int, lost: int, reason: str, witness: str) -> None:
+        super().__init__(
+            errno.EIO,
+            f"record {lost} was durable ({witness} says so) and can't be read at offset {offset}: "
+            f"{reason}. Nothing was touched; see: iolift journal salvage",
+            name,
+        )
+        self.offset = offset
+        self.lost = lost
+        self.reason = reason
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.filename, self.offset, self.lost, self.reason, self.witness)
+
+
+class ForeignJournalError(JournalError):
+    """The journal belongs to other files than the one it was given for."""

@@ -1,0 +1,66 @@
+# The writing end of the journal: what gathers, and the one group that is being committed.
+
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+from ._drivers cimport Drivers, Timed
+from ._records cimport Chain, RecordType
+
+
+cdef enum ReceiptState:
+    GATHERED = 0                # not given to the device yet
+    COMMITTING = 1              # in the group that is on its way
+    RECEIVED = 2                # on the device, for good
+    REFUSED = 3                 # never written, for good
+    UNKNOWN = 4                 # given to the device, which failed: may be there, or not
+
+
+cdef class Receipt:
+    # One record to be, and what became of it. Only the last part of a large request is handed out.
+    cdef Log log
+    cdef object owner           # keeps `memory` alive; gone when it is received
+    cdef const char* memory
+    cdef int64_t size
+    cdef uint64_t offset
+    cdef bytes key_bytes
+    cdef const char* key        # in key_bytes
+    cdef uint16_t key_size
+    cdef uint32_t target
+    cdef uint32_t flags
+    cdef RecordType type
+    cdef ReceiptState state
+    cdef readonly uint64_t sequence     # 0 until it is committing
+    cdef object cause           # the OSError of REFUSED and UNKNOWN
+
+
+cdef class Log(Timed):
+    cdef object journal         # begin_segment(bytes needed) is asked of it
+    cdef object storage
+    cdef bint is_native         # a handle is a descriptor
+    cdef Drivers waiters        # their meeting place: no threads of its own
+    cdef object __weakref__
+    cdef readonly object handle
+    cdef int descriptor
+    cdef int64_t position       # where the next batch begins in the segment
+    cdef int64_t segment_bytes
+    cdef int64_t max_part
+    cdef object header          # bytes of the segment's first block, until they are written
+    cdef list prologue          # Receipts that go with it
+    cdef Chain chain
+    cdef uint32_t durable_crc   # of record `chain.durable`
+    cdef Py_ssize_t header_size     # 0, or BLOCK where the group begins a segment
+    cdef object gathered        # collections.deque of Receipts
+    cdef list group
+    cdef readonly int64_t gathered_bytes
+    cdef readonly bint is_committing
+    cdef readonly object poison
+    cdef char* buffer
+    cdef int64_t room
+    cdef readonly int64_t commits, records, bytes_asked, bytes_written
+
+    cdef Receipt add(self, RecordType type, uint32_t target, uint64_t offset, bytes key,
+                     object owner, const char* memory, int64_t size)
+    cdef int commit(self) except -1
+    cdef int wait(self, Receipt receipt, int64_t until_ns) except -1
+
+
+cdef object error_of_receipt(Receipt receipt)

@@ -1,0 +1,459 @@
+"""Log: the writing end of the journal, by group commit.
+
+    add -> gathered -> (one group, of a leader) encode, one write, one fdatasync -> RECEIVED
+                            meanwhile others gather                             -> REFUSED, UNKNOWN
+
+1. One group is on its way at a time. Whoever waits for a receipt and finds none on its way leads:
+   it commits what has gathered until its own is received. There is no timer and no thread: who is
+   alone goes at once, and who comes while a group is under way goes with the next.
+2. A receipt is RECEIVED after the fdatasync that covers it, together with all of its group.
+3. A large record never makes a small one wait that was there before: it begins a group of its own.
+4. Any error of a write or a sync poisons the log: the group's outcome is UNKNOWN, what has gathered
+   is REFUSED, and nothing is ever written or synced again. Where a new segment can't be had because
+   there is no room, what has gathered is REFUSED, the log goes on, and no sequence was given away.
+5. Sequences are given when a group leaves, so that those on the device have no holes.
+
+Who may call: any thread, with the GIL, which guards every field. `commit` lets go of it while it
+encodes and writes; the group and the buffer are its own then.
+"""
+
+import collections
+import errno
+import os
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.object cimport PyObject
+from cpython.sequence cimport PySequence_Fast_ITEMS
+from libc.errno cimport EAGAIN, EINTR, EIO
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from posix.unistd cimport pwrite
+
+from ._arguments cimport Buffer, parse_int, take_buffer
+from ._drivers cimport Drivers
+from ._records cimport (
+    BLOCK, CONTINUES, END, KEY_RECORD, MAX_KEY, MAX_PART, MAX_TARGETS, MORE, TRUNCATE_RECORD,
+    WRITE_RECORD, Chain, RecordType, put_record, record_bytes,
+)
+from ._system cimport iolift_datasync, iolift_now_ns
+from ._storage import DirectoryStorage
+from .errors import OutcomeUnknownError, PoisonedError
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** memory, size_t alignment, size_t size)
+
+cdef extern from "Python.h":
+    enum:
+        PyBUF_READ
+
+cdef enum:
+    # A record of more begins a group of its own.
+    SMALL_BYTES = 1 << 17
+    # What a group of small records may grow to, and one of large ones.
+    GROUP_BYTES = 1 << 20
+    LARGE_GROUP_BYTES = 1 << 22
+    MAX_REFUSALS = 100
+    SIGNAL_CHECK_NS = 50000000
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Receipt:
+    """What became of a record: state, sequence, and wait() for it to be on the device."""
+
+    @property
+    def state(self):
+        """"gathered", "committing", "received", "refused" or "unknown"."""
+        return ("gathered", "committing", "received", "refused", "unknown")[<int>self.state]
+
+    def wait(self, timeout=None):
+        """Return its sequence when it is on the device; at most `timeout` seconds.
+
+        Raises TimeoutError; OutcomeUnknownError where the device failed under it; PoisonedError
+        or OSError where it was never written.
+        """
+        cdef int64_t until = INT64_MAX
+        if timeout is not None:
+            until = iolift_now_ns() + <int64_t>(min(max(float(timeout), 0.0), 1e9) * 1e9)
+        self.log.wait(self, until)
+        return self.sequence
+
+    def __repr__(self):
+        return f"<receipt {self.sequence or '-'}: {self.state}>"
+
+
+cdef object error_of_receipt(Receipt receipt):
+    # Made anew for whoever asks; None where all is well.
+    cause = receipt.cause
+    if receipt.state == UNKNOWN:
+        return OutcomeUnknownError(cause.errno, f"the journal failed under it "
+                                   f"({os.strerror(cause.errno)}): it may be there, or not")
+    if receipt.state == REFUSED:
+        if receipt.log.poison is None:
+            return OSError(cause.errno, f"{os.strerror(cause.errno)}: not written, the journal "
+                           f"could not grow")
+        return PoisonedError(cause.errno, f"the journal failed before "
+                             f"({os.strerror(cause.errno)}): not written")
+    return None
+
+
+cdef class Log(Timed):
+    def __cinit__(self, journal, storage, *, int64_t segment_bytes, uint64_t sequence,
+                  uint32_t previous):
+        """sequence, previous: of the last record that is durable, and its CRC."""
+        self.journal = journal
+        self.storage = storage
+        self.is_native = type(storage) is DirectoryStorage
+        self.waiters = Drivers(self, 0)
+        self.segment_bytes = segment_bytes
+        # Header, a prologue of a quarter, and a part with its key always fit in a segment.
+        self.max_part = min(<int64_t>MAX_PART, segment_bytes // 2 - BLOCK)
+        self.position = segment_bytes           # there is none yet
+        self.chain = Chain(sequence + 1, 0, sequence, previous)
+        self.durable_crc = previous
+        self.gathered = collections.deque()
+        self.prologue = []
+
+    def __dealloc__(self):
+        free(self.buffer)
+
+    @property
+    def durable(self):
+        """Every record up to this one is on the device."""
+        return self.chain.durable
+
+    @property
+    def is_beginning(self):
+        """Whether the segment has nothing on the device yet."""
+        return self.header is not None
+
+    @property
+    def checkpointable(self):
+        """(durable sequence, CRC of that record)."""
+        return self.chain.durable, self.durable_crc
+
+    # ---------------------------------------------------------------------------------- gathering
+
+    def write(self, target, offset, data, bytes key=b""):
+        """Gather a write; returns its Receipt. bytes are kept, anything else is copied. O(1)."""
+        cdef Buffer buffer
+        if type(data) is not bytes:
+            buffer = take_buffer(data, "data", False)
+            data = (<char*>buffer.view.buf)[:buffer.view.len]
+        cdef int64_t size = PyBytes_GET_SIZE(data)
+        cdef int64_t position = parse_int(offset, "offset", 0, INT64_MAX - size)
+        return self.add(WRITE_RECORD, parse_int(target, "target", 0, MAX_TARGETS - 1), position,
+                        key, data, PyBytes_AS_STRING(data), size)
+
+    def truncate(self, target, size):
+        """Gather a change of a target's size; returns its Receipt. O(1)."""
+        return self.add(TRUNCATE_RECORD, parse_int(target, "target", 0, MAX_TARGETS - 1),
+                        parse_int(size, "size", 0, INT64_MAX), b"", None, NULL, 0)
+
+    cdef Receipt add(self, RecordType type, uint32_t target, uint64_t offset, bytes key,
+                     object owner, const char* memory, int64_t size):
+        cdef Receipt receipt
+        cdef int64_t part
+        cdef uint32_t flags = 0
+        if self.poison is not None:
+            raise PoisonedError(self.poison.errno, f"the journal failed before "
+                                f"({os.strerror(self.poison.errno)}): no more is accepted")
+        if len(key) > MAX_KEY:
+            raise ValueError(f"key has {len(key)} bytes, at most {MAX_KEY} are allowed")
+        while True:
+            part = min(size, self.max_part)
+            receipt = Receipt.__new__(Receipt)
+            receipt.log = self
+            receipt.type = type
+            receipt.target = target
+            receipt.offset = offset
+            receipt.owner = owner
+            receipt.memory = memory
+            receipt.size = part
+            receipt.flags = flags | (MORE if part < size else 0)
+            flags = CONTINUES
+            set_key(receipt, b"" if part < size else key)
+            self.gathered.append(receipt)
+            self.gathered_bytes += record_bytes(part + receipt.key_size)
+            if part == size:
+                return receipt
+            offset += part
+            memory += part
+            size -= part
+
+    def fail(self, error):
+        """The journal's owner met an error of its own: from now on nothing is gathered. A group
+        that is on its way comes to its own end."""
+        poison(self, error)
+        self.waiters.land()
+
+    def received(self, uint64_t sequence):
+        """A Receipt of a record that was received before. O(1)."""
+        cdef Receipt receipt = Receipt.__new__(Receipt)
+        receipt.log = self
+        receipt.state = RECEIVED
+        receipt.sequence = sequence
+        return receipt
+
+    # ----------------------------------------------------------------------------------- waiting
+
+    cdef int wait(self, Receipt receipt, int64_t until_ns) except -1:
+        while receipt.state < RECEIVED:
+            if not self.is_committing:
+                self.commit()
+                continue
+            if iolift_now_ns() >= until_ns:
+                raise TimeoutError("the journal has not received it yet")
+            self.waiters.wait_for_landing(self.waiters.landings(),
+                                          min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
+            PyErr_CheckSignals()
+        if receipt.state != RECEIVED:
+            raise error_of_receipt(receipt)
+        return 0
+
+    def drain(self):
+        """Return when nothing is gathered or on its way: all is received, or has failed."""
+        while self.gathered or self.is_committing:
+            if not self.is_committing:
+                self.commit()
+            else:
+                self.waiters.wait_for_landing(self.waiters.landings(),
+                                              iolift_now_ns() + SIGNAL_CHECK_NS)
+                PyErr_CheckSignals()
+
+    # -------------------------------------------------------------------------------- the commit
+
+    def begin_segment(self, handle, bytes header, uint64_t salt, list keys):
+        """From here on records go to this segment. Called back from commit.
+
+        handle: of a file of zeros, synced. header: its first block, which goes with the first
+        batch. keys: (key, sequence) that are carried over into it.
+        """
+        cdef Receipt receipt
+        self.handle = handle
+        self.descriptor = handle if self.is_native else -1
+        self.position = 0
+        self.header = header
+        self.chain.salt = salt
+        self.prologue = []
+        for key, sequence in keys:
+            receipt = Receipt.__new__(Receipt)
+            receipt.log = self
+            receipt.type = KEY_RECORD
+            receipt.offset = sequence
+            set_key(receipt, key)
+            self.prologue.append(receipt)
+
+    cdef int commit(self) except -1:
+        # The next group, from gathering to receipts. Nobody else is at it.
+        cdef int64_t size
+        cdef int result
+        cdef PyObject** items
+        cdef Py_ssize_t n
+        if not self.gathered:
+            return 0
+        self.is_committing = True
+        try:
+            try:
+                size = take_group(self)
+            except OSError as error:
+                refuse(self, error)
+                return 0
+            items = PySequence_Fast_ITEMS(self.group)
+            n = len(self.group)
+            with nogil:
+                encode_group(self, items, n, size)
+                result = write_group(self, size)
+            end_group(self, size, result)
+        finally:
+            self.is_committing = False
+            self.group = None
+            self.waiters.land()
+        return 0
+
+
+cdef void set_key(Receipt receipt, bytes key) noexcept:
+    receipt.key_bytes = key
+    receipt.key = PyBytes_AS_STRING(key)
+    receipt.key_size = <uint16_t>PyBytes_GET_SIZE(key)
+
+
+cdef int64_t group_bytes(list group) noexcept:
+    cdef int64_t size = 0
+    cdef Receipt receipt
+    for receipt in group:
+        size += record_bytes(receipt.size + receipt.key_size)
+    return size
+
+
+cdef int64_t padded(int64_t size) noexcept nogil:
+    return (size + BLOCK - 1) & ~<int64_t>(BLOCK - 1)
+
+
+cdef int64_t take_group(Log self) except -1:
+    # Which records go now, and where: their bytes, padded. OSError: there is no segment for them.
+    cdef Receipt receipt = self.gathered[0]
+    cdef bint is_large = receipt.size > SMALL_BYTES
+    cdef int64_t limit = min(<int64_t>(LARGE_GROUP_BYTES if is_large else GROUP_BYTES),
+                             self.segment_bytes // 2)
+    cdef int64_t size = 0, more
+    cdef Py_ssize_t count = 0
+    for receipt in self.gathered:
+        more = record_bytes(receipt.size + receipt.key_size)
+        if count and (size + more > limit or (receipt.size > SMALL_BYTES) != is_large):
+            break
+        size += more
+        count += 1
+    if self.position + padded(size) > self.segment_bytes:
+        self.journal.begin_segment(size)
+        if self.position:
+            raise RuntimeError("the journal gave no new segment")
+    size = padded(size + group_bytes(self.prologue))
+    self.header_size = 0 if self.header is None else BLOCK
+    reserve(self, self.header_size + size)
+    if self.header is not None:
+        memcpy(self.buffer, PyBytes_AS_STRING(self.header), BLOCK)
+    self.group = list(self.prologue)
+    self.prologue = []
+    for _ in range(count):
+        receipt = self.gathered.popleft()
+        self.gathered_bytes -= record_bytes(receipt.size + receipt.key_size)
+        receipt.state = COMMITTING
+        self.group.append(receipt)
+    return self.header_size + size
+
+
+cdef int reserve(Log self, int64_t size) except -1:
+    cdef void* memory = NULL
+    if size <= self.room:
+        return 0
+    size = max(size, min(2 * self.room, <int64_t>LARGE_GROUP_BYTES))
+    if posix_memalign(&memory, BLOCK, size):
+        raise MemoryError
+    free(self.buffer)
+    self.buffer = <char*>memory
+    self.room = size
+    return 0
+
+
+cdef void encode_group(Log self, PyObject** receipts, Py_ssize_t n, int64_t size) noexcept nogil:
+    # The group is nobody else's: its objects stay, and what is read of them does not change.
+    cdef char* place = self.buffer + self.header_size
+    cdef Py_ssize_t i
+    cdef PyObject* item
+    cdef uint32_t flags
+    for i in range(n):
+        item = receipts[i]
+        flags = (<Receipt>item).flags | (END if i == n - 1 else 0)
+        (<Receipt>item).sequence = self.chain.sequence
+        place += put_record(place, &self.chain, <uint16_t>(<Receipt>item).type,
+                            (<Receipt>item).target, (<Receipt>item).offset, (<Receipt>item).key,
+                            (<Receipt>item).key_size, (<Receipt>item).memory,
+                            <uint32_t>(<Receipt>item).size, flags)
+    memset(place, 0, size - (place - self.buffer))
+
+
+cdef int write_group(Log self, int64_t size) noexcept nogil:
+    # One write, one sync. 0 or -errno. What was interrupted or found no room has not happened, and
+    # a short write goes on; a sync has one chance.
+    cdef int64_t done = 0, got
+    cdef int refusals = 0
+    while done < size:
+        if self.is_native:
+            got = pwrite(self.descriptor, self.buffer + done, size - done, self.position + done)
+            if got < 0:
+                got = -c_errno
+        else:
+            got = write_hosted(self, self.buffer + done, size - done, self.position + done)
+        if got == -EINTR or got == -EAGAIN:
+            refusals += 1
+            if refusals > MAX_REFUSALS:
+                return <int>got
+        elif got <= 0:
+            return <int>got if got else -EIO
+        else:
+            done += got
+    if self.is_native:
+        return iolift_datasync(self.descriptor)
+    return sync_hosted(self)
+
+
+cdef int64_t write_hosted(Log self, char* memory, int64_t size, int64_t offset) noexcept with gil:
+    cdef int64_t got
+    try:
+        got = self.storage.write(self.handle, PyMemoryView_FromMemory(memory, size, PyBUF_READ),
+                                 offset)
+        return got if got <= size else -EIO
+    except OSError as error:
+        return -<int64_t>(error.errno or EIO)
+    except BaseException:
+        return -EIO
+
+
+cdef int sync_hosted(Log self) noexcept with gil:
+    try:
+        self.storage.sync(self.handle)
+        return 0
+    except OSError as error:
+        return -<int>(error.errno or EIO)
+    except BaseException:
+        return -EIO
+
+
+cdef int end_group(Log self, int64_t size, int result) except -1:
+    cdef Receipt receipt
+    if result < 0:
+        poison(self, OSError(-result, os.strerror(-result)))
+        fail(self.group, UNKNOWN, self.poison)
+        return 0
+    self.position += size
+    self.header = None
+    self.chain.durable = self.chain.sequence - 1
+    self.durable_crc = self.chain.previous
+    self.commits += 1
+    self.bytes_written += size
+    for receipt in self.group:
+        receipt.state = RECEIVED
+        receipt.owner = None
+        receipt.memory = NULL
+        self.records += 1
+        self.bytes_asked += receipt.size
+        if receipt.key_size and receipt.type == WRITE_RECORD:
+            self.journal.remember(receipt.key_bytes, receipt.sequence)
+    return 0
+
+
+cdef void fail(object receipts, ReceiptState state, object cause) noexcept:
+    cdef Receipt receipt
+    for receipt in receipts:
+        receipt.state = state
+        receipt.cause = cause
+        receipt.owner = None
+        receipt.memory = NULL
+
+
+cdef int refuse(Log self, object cause) except -1:
+    # There is no room for a segment: nothing was written, and later there may be. Of anything
+    # else nobody knows what it did to the disk.
+    if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return poison(self, cause)
+    refuse_gathered(self, cause)
+    return 0
+
+
+cdef int poison(Log self, object cause) except -1:
+    if self.poison is None:
+        self.poison = cause
+    refuse_gathered(self, cause)
+    return 0
+
+
+cdef void refuse_gathered(Log self, object cause) noexcept:
+    gathered, self.gathered = self.gathered, collections.deque()
+    self.gathered_bytes = 0
+    fail(gathered, REFUSED, cause)

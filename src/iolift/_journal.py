@@ -1,0 +1,446 @@
+"""Journal: an append-only log of what is to be written, between a caller and its files.
+
+    write -> gathered -> received (one sync for many) -> in the targets -> checkpoint -> gone
+
+1. Nothing reaches a target before its record is received, and no segment goes before the records
+   in it are in the targets, and synced there: target writes, their sync, slot, its sync, unlink.
+2. Segments are filled with zeros and synced ahead, under a name of their own, and renamed when
+   they are whole. They are never used again.
+3. Bounded: the live segments take at most max_bytes. Who finds them full waits for a checkpoint;
+   nothing is dropped. Keys: the `max_keys` youngest are remembered, and carried from segment to
+   segment.
+4. One opener. The first error of a write or a sync is the last thing that is written. Of a target
+   that can't be synced the kernel has forgotten what is missing: no checkpoint is made from then
+   on, and the next open replays all.
+
+Who may call: any thread; the owner says what is in the targets (`write_back`). A forked child gets
+ForkedError: the lock and the descriptors are the parent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ._format import (
+    BLOCK,
+    CHECKPOINT_NAME,
+    LOCK_NAME,
+    MAX_SEGMENT_BYTES,
+    SEGMENT_SUFFIX,
+    TAIL_SUFFIX,
+    SegmentHeader,
+    Slot,
+    encode_header,
+    encode_slot,
+    segment_name,
+)
+from ._log import Log, Receipt
+from ._records import LIMITS
+from ._recovery import PREPARED_SUFFIX, pending_targets, recover, write_slot
+from ._storage import Storage, write_all
+from ._survey import Survey, survey
+from .errors import ForeignJournalError, ForkedError, JournalError, PoisonedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ZEROS = bytes(1 << 20)
+MIN_SEGMENT_BYTES = 8 * BLOCK
+KEY_ROOM = LIMITS["header"] + 256
+
+
+def create(storage: Storage, identities: Sequence[bytes], segment_bytes: int) -> None:
+    """A journal without records. A crash leaves it whole or not there at all."""
+    slot = Slot(os.urandom(16), 0, 0, 1, 0, 0, segment_bytes, tuple(identities))
+    name = CHECKPOINT_NAME + PREPARED_SUFFIX
+    with contextlib.suppress(FileNotFoundError):
+        storage.unlink(name)
+    handle = storage.create(name)
+    try:
+        write_all(storage, handle, encode_slot(slot) + bytes(BLOCK), 0)
+        storage.sync(handle)
+    finally:
+        storage.shut(handle)
+    storage.rename(name, CHECKPOINT_NAME)
+    storage.sync_directory()
+
+
+class Journal:
+    """A journal that is open for writing, after recovery.
+
+    storage: locked by this object until close(). targets: handles of all files that the journal is
+    for; a new journal is made for them, an existing one must be theirs.
+    write_back: called when the journal is full, perhaps in the middle of a commit: brings what was
+    received to the targets and returns a sequence up to which all records are there.
+    segment_bytes: of new journals, a multiple of 4096. max_bytes: of all live segments.
+    keep_segments: old segments stay, as history. max_keys: so many idempotency keys are remembered.
+    background: prepares segments ahead, in a thread. extend: targets that an existing journal does
+    not know are added to it.
+
+    Raises BlockingIOError where it is open already, ForeignJournalError for other targets,
+    JournalDamagedError, OSError; ValueError for a bad size.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        targets: Sequence[int],
+        *,
+        write_back: Callable[[], int],
+        segment_bytes: int = 16 << 20,
+        max_bytes: int = 256 << 20,
+        keep_segments: bool = False,
+        max_keys: int = 4096,
+        background: bool = True,
+        extend: bool = False,
+    ) -> None:
+        check_sizes(segment_bytes, max_bytes)
+        self._storage = storage
+        self._write_back = write_back
+        self._max_bytes = max_bytes
+        self._keep_segments = keep_segments
+        self._max_keys = max_keys
+        self._background = background
+        self._pid = os.getpid()
+        self._closed = False
+        self._preparing = threading.Lock()
+        self._checkpointing = threading.Lock()
+        self._spare: tuple[int, int] | None = None
+        self._live: dict[int, tuple[int, int]] = {}  # number -> handle, last sequence
+        self._target_error: OSError | None = None
+        self._keys: dict[bytes, int] = {}
+        self._keys_under_way: dict[bytes, Receipt] = {}
+        storage.lock()
+        try:
+            self._open(targets, segment_bytes, extend)
+        except BaseException:
+            storage.close()
+            raise
+
+    def _open(self, targets: Sequence[int], segment_bytes: int, extend: bool) -> None:
+        storage = self._storage
+        identities = [storage.identity(target) for target in targets]
+        if len(set(identities)) < len(identities):
+            raise ValueError("a target is given twice")
+        if is_new(storage):
+            create(storage, identities, segment_bytes)
+        found = survey(storage)
+        # By its place in the journal's table.
+        self.targets = match_targets(found, identities, targets, extend)
+        self.recovered = recover(storage, found, self.targets, keep_segments=self._keep_segments)
+        self._slot, self._place = self.recovered.slot, self.recovered.place
+        self._keys = self.recovered.keys
+        numbers = [*found.history, *(segment.number for segment in found.segments)]
+        self._next_number = max([self._slot.first_segment, *(n + 1 for n in numbers)])
+        for segment in found.segments:
+            if segment.header and segment.number >= self._slot.first_segment:
+                self._live[segment.number] = (storage.open(segment.name), found.sequence)
+        self.log = Log(
+            self,
+            storage,
+            segment_bytes=self._slot.segment_bytes,
+            sequence=found.sequence,
+            previous=found.previous,
+        )
+        for target in targets:
+            self.adopt(target)
+
+    def adopt(self, target: int) -> int:
+        """The number of a target in the journal's table, where it is put if it is not there yet.
+
+        Raises OSError; ValueError where the table is full.
+        """
+        identity = self._storage.identity(target)
+        with self._checkpointing:
+            if identity in self._slot.targets:
+                number = self._slot.targets.index(identity)
+            else:
+                number = len(self._slot.targets)
+                slot = replace(
+                    self._slot,
+                    generation=self._slot.generation + 1,
+                    targets=(*self._slot.targets, identity),
+                )
+                self._write_slot(slot)
+            self.targets[number] = target
+            return number
+
+    # ------------------------------------------------------------------------------------ writing
+
+    def write(self, target: int, offset: int, data: Any, key: bytes = b"") -> Receipt:
+        """Gather a write of data, any buffer, to a target's offset; returns its Receipt. O(1).
+
+        key: where the journal has it already, nothing is gathered, and the receipt is the first
+        one's. Raises PoisonedError, ForkedError, TypeError; ValueError for more than
+        `max_request` bytes.
+        """
+        self.check()
+        if memoryview(data).nbytes > self.max_request:
+            raise ValueError(
+                f"data has {memoryview(data).nbytes} bytes, a journal with max_bytes = "
+                f"{self._max_bytes} takes at most {self.max_request} at once"
+            )
+        if key:
+            earlier = self.find(key)
+            if earlier is not None:
+                return earlier
+        receipt = self.log.write(target, offset, data, key)
+        if key:
+            self._keys_under_way[key] = receipt
+        return receipt
+
+    def truncate(self, target: int, size: int) -> Receipt:
+        """Gather a change of a target's size, bytes; returns its Receipt. O(1)."""
+        self.check()
+        return self.log.truncate(target, size)
+
+    def find(self, key: bytes) -> Receipt | None:
+        """The receipt of the write with this key; None where the journal does not know it."""
+        receipt = self._keys_under_way.get(key)
+        if receipt is not None and receipt.state not in ("refused", "unknown"):
+            return receipt
+        sequence = self._keys.get(key)
+        return None if sequence is None else self.log.received(sequence)
+
+    def remember(self, key: bytes, sequence: int) -> None:
+        """Called by the log when the record with this key is received."""
+        self._keys_under_way.pop(key, None)
+        self._keys.pop(key, None)
+        self._keys[key] = sequence
+        if len(self._keys) > self._max_keys:
+            del self._keys[next(iter(self._keys))]
+
+    def check(self) -> None:
+        """Raise ForkedError, ValueError or PoisonedError where no record would be accepted."""
+        if os.getpid() != self._pid:
+            raise ForkedError("this journal belongs to the parent process")
+        if self._closed:
+            raise ValueError("I/O operation on closed journal")
+        if self.log.poison is not None:
+            error = self.log.poison
+            raise PoisonedError(error.errno, "the journal failed before: no more is accepted")
+
+    @property
+    def max_request(self) -> int:
+        """Bytes that one write may have: so many always fit, however segments are filled."""
+        size = self._slot.segment_bytes
+        return (self._max_bytes // size - 2) * (size // 4)
+
+    @property
+    def checkpointed(self) -> int:
+        """Every record up to this one is in the targets, and synced there."""
+        return self._slot.sequence
+
+    @property
+    def live_bytes(self) -> int:
+        """What the live segments take of the disk, the one that is ready included."""
+        return (len(self._live) + (self._spare is not None)) * self._slot.segment_bytes
+
+    # ----------------------------------------------------------------------------------- segments
+
+    def begin_segment(self, needed: int) -> None:
+        """Called by the log, in a commit: what is needed does not fit into the segment."""
+        size = self._slot.segment_bytes
+        if self._live:
+            self._live[max(self._live)] = (self._live[max(self._live)][0], self.log.durable)
+        if self._spare is None and (len(self._live) + 1) * size > self._max_bytes:
+            self.checkpoint(self._write_back())
+            if (len(self._live) + 1) * size > self._max_bytes:
+                raise JournalError(errno.ENOSPC, f"the journal is full: {self._max_bytes} bytes")
+        with self._preparing:
+            if self._spare is None:
+                self._spare = self._prepare()
+            number, handle = self._spare
+            self._spare = None
+        durable, previous = self.log.checkpointable
+        header = SegmentHeader(
+            self._slot.journal_id, number, durable + 1, previous, size, self._slot.targets
+        )
+        room = (size // 4 - BLOCK) // KEY_ROOM
+        keys = list(self._keys.items())[-room:] if room > 0 else []
+        self._live[number] = (handle, 0)
+        self.log.begin_segment(handle, encode_header(header), header.salt, keys)
+        if self._background:
+            threading.Thread(target=self.prepare_ahead, name="iolift journal", daemon=True).start()
+
+    def _prepare(self) -> tuple[int, int]:
+        """A segment of zeros, whole, synced, and known by its name."""
+        storage, number = self._storage, self._next_number
+        name = segment_name(number) + PREPARED_SUFFIX
+        with contextlib.suppress(FileNotFoundError):
+            storage.unlink(name)
+        handle = storage.create(name)
+        try:
+            position = 0
+            while position < self._slot.segment_bytes:
+                part = ZEROS[: min(len(ZEROS), self._slot.segment_bytes - position)]
+                write_all(storage, handle, part, position)
+                position += len(part)
+            storage.sync(handle)
+            storage.rename(name, segment_name(number))
+            name = segment_name(number)
+            storage.sync_directory()
+        except BaseException:
+            storage.shut(handle)
+            with contextlib.suppress(OSError):
+                storage.unlink(name)
+            raise
+        self._next_number = number + 1
+        return number, handle
+
+    def prepare_ahead(self) -> None:
+        """Have the next segment ready before it is needed. An error shows when it is needed."""
+        with contextlib.suppress(OSError), self._preparing:
+            room = (len(self._live) + 1) * self._slot.segment_bytes <= self._max_bytes
+            if self._spare is None and room and not self._closed and self.log.poison is None:
+                self._spare = self._prepare()
+
+    # --------------------------------------------------------------------------------- checkpoint
+
+    def checkpoint(self, through: int, *, is_last: bool = False) -> None:
+        """Every record up to `through` is in the targets: sync them, say so, drop old segments.
+
+        An error of a target's sync is raised, now and ever after, and all segments stay; one of the
+        slot poisons the journal. O(targets) syncs, one slot, one sync.
+        """
+        with self._checkpointing:
+            if self._target_error is not None:
+                error = self._target_error
+                raise JournalError(error.errno, f"a target failed before ({error.strerror})")
+            durable, previous = self.log.checkpointable
+            through = min(through, durable)
+            if through <= self._slot.sequence or self.log.poison is not None:
+                return
+            self._sync_targets()
+            first = self._first_needed(through)
+            if is_last and through == durable and not self._keys:
+                first = self._next_number
+            slot = replace(
+                self._slot,
+                generation=self._slot.generation + 1,
+                sequence=through,
+                first_segment=first,
+                durable=durable,
+                previous=previous,
+            )
+            self._write_slot(slot)
+            for number in sorted(n for n in self._live if n < first):
+                self._drop(number)
+
+    def _sync_targets(self) -> None:
+        for target in self.targets.values():
+            try:
+                self._storage.sync(target)
+            except OSError as error:
+                self._target_error = error
+                raise
+
+    def _first_needed(self, through: int) -> int:
+        # The newest one stays; and while it has no byte yet, the one before, for its keys.
+        stay = sorted(self._live)[-2 if self.log.is_beginning else -1 :]
+        return min(*stay, *(n for n, (_, last) in self._live.items() if last > through), 1 << 63)
+
+    def _write_slot(self, slot: Slot) -> None:
+        try:
+            write_slot(self._storage, slot, 1 - self._place)
+        except OSError as error:
+            self.log.fail(error)
+            raise
+        self._slot, self._place = slot, 1 - self._place
+
+    def _drop(self, number: int) -> None:
+        handle, _ = self._live.pop(number)
+        self._storage.shut(handle)
+        if not self._keep_segments:
+            with contextlib.suppress(OSError):
+                self._storage.unlink(segment_name(number))
+
+    def close(self) -> None:
+        """Receive what has gathered, write it back, checkpoint, let go of the lock. Idempotent.
+
+        Raises what failed first; the lock is let go of whatever comes.
+        """
+        if self._closed:
+            return
+        try:
+            if os.getpid() == self._pid:
+                self._finish()
+        finally:
+            self._closed = True
+            with self._preparing:
+                for handle, _ in self._live.values():
+                    self._storage.shut(handle)
+                self._live.clear()
+                if self._spare is not None:
+                    self._storage.shut(self._spare[1])
+            self._storage.close()
+
+    def _finish(self) -> None:
+        self.log.drain()
+        if self.log.poison is not None:
+            return
+        with self._preparing:
+            if self._spare is not None:
+                number, handle = self._spare
+                self._spare = None
+                self._storage.shut(handle)
+                with contextlib.suppress(OSError):
+                    self._storage.unlink(segment_name(number))
+        self.checkpoint(self._write_back(), is_last=True)
+
+
+def is_new(storage: Storage) -> bool:
+    """Whether there is no journal yet in a directory that may have one. Raises JournalError."""
+    names = storage.names()
+    if CHECKPOINT_NAME in names or any(name.endswith(SEGMENT_SUFFIX) for name in names):
+        return False
+    known = (PREPARED_SUFFIX, TAIL_SUFFIX)
+    others = [name for name in names if name != LOCK_NAME and not name.endswith(known)]
+    if others:
+        raise JournalError(errno.ENOTEMPTY, f"no journal, and not empty: {min(others)!r}")
+    return True
+
+
+def check_sizes(segment_bytes: int, max_bytes: int) -> None:
+    """Raise ValueError or TypeError for sizes that no journal has."""
+    for name, value in (("segment_bytes", segment_bytes), ("max_bytes", max_bytes)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+    if segment_bytes % BLOCK or not MIN_SEGMENT_BYTES <= segment_bytes <= MAX_SEGMENT_BYTES:
+        raise ValueError(
+            f"segment_bytes = {segment_bytes} must be a multiple of {BLOCK} between "
+            f"{MIN_SEGMENT_BYTES} and {MAX_SEGMENT_BYTES}"
+        )
+    if max_bytes < 4 * segment_bytes:
+        raise ValueError(f"max_bytes = {max_bytes} must be at least four segments")
+
+
+def match_targets(
+    found: Survey, identities: Sequence[bytes], targets: Sequence[int], extend: bool = False
+) -> dict[int, int]:
+    """Number in the journal's table -> handle.
+
+    Raises ForeignJournalError for a target that is not in the table, unless it is to be extended,
+    and where one that has records is not among those given.
+    """
+    table = {identity: number for number, identity in enumerate(found.slot.targets)}
+    matched: dict[int, int] = {}
+    for identity, target in zip(identities, targets, strict=True):
+        if identity in table:
+            matched[table[identity]] = target
+        elif not extend:
+            raise ForeignJournalError(
+                errno.EINVAL, "the journal belongs to other files than the one it was given for"
+            )
+    if found.damage is None:
+        missing = pending_targets(found) - matched.keys()
+        if missing:
+            raise ForeignJournalError(
+                errno.EINVAL, f"the journal has records for other files, too: {sorted(missing)}"
+            )
+    return matched

@@ -1,0 +1,220 @@
+"""Recovery: from whatever a crash left to targets that have every record, and an empty journal.
+
+    survey -> copy the tail aside -> cut it -> replay -> sync the targets -> slot -> old ones go
+
+1. Nothing is touched before the survey has found no damage.
+2. Every step may be the last: the next recovery does the same again. A tail is cut, and that is
+   synced, before anything new is written; the slot comes after the targets' sync; segments go after
+   the slot's.
+3. Where there is nothing to do, nothing is written.
+
+Who may call: whoever has the journal's lock. Names come from the directory and from numbers, never
+from what a record says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ._format import BLOCK, CHECKPOINT_NAME, TAIL_SUFFIX, Slot, encode_slot, segment_name
+from ._records import FLAG_END
+from ._storage import Storage, write_all
+from ._survey import Segment, Survey, read_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ._records import Entry
+
+CHUNK = 1 << 20
+PREPARED_SUFFIX = ".new"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a recovery did. keys: idempotency key -> sequence, oldest first."""
+
+    slot: Slot
+    place: int
+    records: int
+    bytes_written: int
+    tails: tuple[str, ...]
+    keys: dict[bytes, int]
+
+
+def replayable(found: Survey) -> Iterator[tuple[Segment, list[Entry]]]:
+    """The records that the targets may lack, by segment, in order."""
+    unfinished = found.unfinished()
+    for segment in found.segments:
+        entries = [
+            entry
+            for entry in segment.entries
+            if entry.sequence > found.slot.sequence and entry.sequence not in unfinished
+        ]
+        if entries:
+            yield segment, entries
+
+
+def pending_targets(found: Survey) -> set[int]:
+    """Which targets must be there for a replay."""
+    return {
+        entry.target for _, entries in replayable(found) for entry in entries if entry.type != "key"
+    }
+
+
+def keys_of(found: Survey) -> dict[bytes, int]:
+    """Idempotency key -> sequence, of all records in the live segments, oldest first."""
+    keys: dict[bytes, int] = {}
+    for _, entry in found.entries():
+        if entry.key:
+            keys.pop(entry.key, None)
+            keys[entry.key] = entry.offset if entry.type == "key" else entry.sequence
+    return keys
+
+
+def apply(storage: Storage, entry: Entry, data: bytes, handle: int) -> int:
+    """One record into its target; returns the bytes written."""
+    if entry.type == "truncate":
+        storage.truncate(handle, entry.offset)
+    elif entry.type == "write" and entry.length:
+        part = memoryview(data)[entry.data_begin : entry.data_end]
+        write_all(storage, handle, part, entry.offset)
+        return entry.length
+    return 0
+
+
+def recover(
+    storage: Storage,
+    found: Survey,
+    targets: Mapping[int, int],
+    *,
+    keep_segments: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Recovered:
+    """Bring the targets (number in the table -> handle) to the state after the last record.
+
+    Raises JournalDamagedError, before anything is touched; KeyError for a target that has records
+    and is not given; OSError. O(bytes of the live segments).
+    """
+    if found.damage is not None:
+        raise found.damage
+    missing = pending_targets(found) - targets.keys()
+    if missing:
+        raise KeyError(min(missing))
+    tails = tuple(_cut_tails(storage, found))
+    records = size = 0
+    touched: set[int] = set()
+    total = sum(len(entries) for _, entries in replayable(found))
+    for segment, entries in replayable(found):
+        data = read_segment(storage, segment.number)
+        for entry in entries:
+            if entry.type != "key":
+                size += apply(storage, entry, data, targets[entry.target])
+                touched.add(entry.target)
+        records += len(entries)
+        if progress is not None:
+            progress(records, total)
+    for target in sorted(touched):
+        storage.sync(targets[target])
+    keys = keys_of(found)
+    slot, place = found.slot, found.place
+    wanted = _next_slot(found, bool(keys))
+    if replace(wanted, generation=slot.generation) != slot:
+        slot, place = wanted, 1 - place
+        write_slot(storage, slot, place)
+    _remove_old(storage, found, slot, keep_segments)
+    return Recovered(slot, place, records, size, tails, keys)
+
+
+def _next_slot(found: Survey, has_keys: bool) -> Slot:
+    """Where there are keys, what has them stays, until the next segment carries them over: the
+    last one that has its first batch whole, since that begins with all keys of before."""
+    slot = found.slot
+    first = slot.first_segment
+    if found.segments:
+        first = max(segment.number for segment in found.segments) + 1
+    if has_keys:
+        used = [segment for segment in found.segments if segment.header is not None]
+        whole = [s for s in used if any(entry.flags & FLAG_END for entry in s.entries)]
+        first = (whole[-1:] or used)[0].number
+    return replace(
+        slot,
+        generation=slot.generation + 1,
+        sequence=found.sequence,
+        durable=found.sequence,
+        previous=found.previous,
+        first_segment=first,
+    )
+
+
+def write_slot(storage: Storage, slot: Slot, place: int) -> None:
+    """Write and sync one of the two slots; the other one stays good meanwhile."""
+    handle = storage.open(CHECKPOINT_NAME)
+    try:
+        write_all(storage, handle, encode_slot(slot), place * BLOCK)
+        storage.sync(handle)
+    finally:
+        storage.shut(handle)
+
+
+def _cut_tails(storage: Storage, found: Survey) -> Iterator[str]:
+    torn = [segment for segment in found.segments if segment.tail]
+    if not torn:
+        return
+    for segment in torn:
+        data = read_segment(storage, segment.number)
+        begin = segment.end if segment.header is not None else 0
+        end = len(data.rstrip(b"\0"))
+        if end <= begin:
+            continue
+        name = f"{segment.number:016x}-{begin:08x}{TAIL_SUFFIX}"
+        _keep(storage, name, data[begin:end])
+        yield name
+    storage.sync_directory()
+    for segment in torn:
+        if segment.header is None:
+            storage.unlink(segment.name)
+        else:
+            _zero(storage, segment)
+    storage.sync_directory()
+
+
+def _keep(storage: Storage, name: str, data: bytes) -> None:
+    if name in storage.names():
+        storage.unlink(name)  # of a recovery that did not come to its end
+    handle = storage.create(name)
+    try:
+        write_all(storage, handle, data, 0)
+        storage.sync(handle)
+    finally:
+        storage.shut(handle)
+
+
+def _zero(storage: Storage, segment: Segment) -> None:
+    handle = storage.open(segment.name)
+    try:
+        position = segment.end
+        while position < segment.size:
+            size = min(CHUNK, segment.size - position)
+            write_all(storage, handle, bytes(size), position)
+            position += size
+        storage.sync(handle)
+    finally:
+        storage.shut(handle)
+
+
+def _remove_old(storage: Storage, found: Survey, slot: Slot, keep_segments: bool) -> None:
+    """Spares go, too: a new journal makes its own. So do files that were never finished."""
+    gone = [s.number for s in found.segments if s.spare]
+    if not keep_segments:
+        gone += found.history
+        gone += [s.number for s in found.segments if s.header and s.number < slot.first_segment]
+    names = [segment_name(number) for number in sorted(set(gone))]
+    names += [name for name in storage.names() if name.endswith(PREPARED_SUFFIX)]
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            storage.unlink(name)
+    if names:
+        storage.sync_directory()
