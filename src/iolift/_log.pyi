@@ -1,5 +1,7 @@
 from typing import Any, final
 
+from typing_extensions import disjoint_base
+
 from ._storage import Storage
 
 @final
@@ -10,6 +12,7 @@ class Receipt:
     def sequence(self) -> int: ...
     def wait(self, timeout: float | None = None) -> int: ...
 
+@disjoint_base
 class Log:
     def __init__(
         self,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ._format import BLOCK, CHECKPOINT_NAME, TAIL_SUFFIX, Slot, encode_slot, segment_name
 from ._records import FLAG_END
 from ._storage import Storage, write_all
-from ._survey import Segment, Survey, read_segment
+from ._survey import Segment, Survey, read_segment, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -46,12 +46,12 @@ class Recovered:
 
 def replayable(found: Survey) -> Iterator[tuple[Segment, list[Entry]]]:
     """The records that the targets may lack, by segment, in order."""
-    unfinished = found.unfinished()
+    gone = unfinished(entry for _, entry in found.entries())
     for segment in found.segments:
         entries = [
             entry
             for entry in segment.entries
-            if entry.sequence > found.slot.sequence and entry.sequence not in unfinished
+            if entry.sequence > found.slot.sequence and entry.sequence not in gone
         ]
         if entries:
             yield segment, entries

@@ -99,19 +99,23 @@ class DirectoryStorage:
     """A directory of this user, by system calls.
 
     path: made, with mode 0700, where there is none and `create` says so; its parent is synced then.
+    read_only: nothing is made or changed, not even the lock file.
     Raises PermissionError where it belongs to somebody else or others may write to it, and
     NotADirectoryError where it is something else, a symbolic link included.
     """
 
-    def __init__(self, path: str | bytes | os.PathLike[Any], *, create: bool = True) -> None:
+    def __init__(
+        self, path: str | bytes | os.PathLike[Any], *, create: bool = True, read_only: bool = False
+    ) -> None:
         self.path = os.fspath(path)
+        self._access = os.O_RDONLY if read_only else os.O_RDWR
         self._lock_fd = -1
         self._fd = -1
         flags = os.O_RDONLY | os.O_DIRECTORY | O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self.path, flags)
         except FileNotFoundError:
-            if not create:
+            if not create or read_only:
                 raise
             os.mkdir(self.path, 0o700)
             self._fd = os.open(self.path, flags)
@@ -138,7 +142,8 @@ class DirectoryStorage:
             raise PermissionError(errno.EPERM, f"has {status.st_nlink} links", name)
 
     def lock(self, shared: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CREAT | O_NOFOLLOW | os.O_CLOEXEC
+        create = os.O_CREAT if self._access == os.O_RDWR else 0
+        flags = self._access | create | O_NOFOLLOW | os.O_CLOEXEC
         self._lock_fd = os.open(LOCK, flags, 0o600, dir_fd=self._fd)
         self._check(os.fstat(self._lock_fd), stat.S_ISREG, LOCK)
         # Of the open file description: a second opener in this process is excluded, too, and a
@@ -172,7 +177,7 @@ class DirectoryStorage:
 
     def open(self, name: str) -> int:
         # O_NONBLOCK: a fifo in the place of a file must not keep us waiting.
-        flags = os.O_RDWR | O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = self._access | O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         fd = os.open(_checked(name), flags, dir_fd=self._fd)
         try:
             self._check(os.fstat(fd), stat.S_ISREG, name)

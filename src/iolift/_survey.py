@@ -34,7 +34,7 @@ from ._storage import Storage, read_all
 from .errors import JournalDamagedError, JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass
@@ -74,25 +74,26 @@ class Survey:
     def is_torn(self) -> bool:
         return self.damage is None and any(segment.tail for segment in self.segments)
 
-    def unfinished(self) -> set[int]:
-        """Sequences of the records of requests whose last record never came."""
-        gone: set[int] = set()
-        open_request: list[int] = []
-        for _, entry in self.entries():
-            if entry.type == "key":
-                continue  # a segment begins with those, also in the middle of a request
-            if not entry.continues:
-                gone.update(open_request)
-                open_request = []
-            open_request.append(entry.sequence)
-            if not entry.more:
-                open_request = []
-        return gone.union(open_request)
-
     def entries(self) -> Iterator[tuple[Segment, Entry]]:
         for segment in self.segments:
             for entry in segment.entries:
                 yield segment, entry
+
+
+def unfinished(entries: Iterable[Entry]) -> set[int]:
+    """Sequences of the records of requests whose last record never came. O(n)."""
+    gone: set[int] = set()
+    open_request: list[int] = []
+    for entry in entries:
+        if entry.type == "key":
+            continue  # a segment begins with those, also in the middle of a request
+        if not entry.continues:
+            gone.update(open_request)
+            open_request = []
+        open_request.append(entry.sequence)
+        if not entry.more:
+            open_request = []
+    return gone.union(open_request)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from importlib import resources
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._journal_cli import add_journal
 from ._replay_data import human
 from .replay import Options, ReplayError, Result, Run, replay
 from .traces import Trace, TraceError, read_trace
@@ -167,7 +168,7 @@ def _add_replay(commands: Any) -> None:
 
 
 HELP_DEFAULT = "(default: %(default)s)"
-SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (_add_replay,)
+SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (_add_replay, add_journal)
 
 
 def _size(text: str) -> int:
