@@ -45,7 +45,7 @@ class Worker:
         self.pending: list[tuple[Receipt, tuple[Any, ...]]] = []
         self.options = options
         self.keys: dict[int, bytes] = {}  # by request
-        self.journal = open_journal(disk, self.write_back, **options)
+        self.journal = open_journal(disk, self.write_back, max_bytes=5 * SEGMENT, **options)
         self.states = [disk.contents()]
         self.written = self.journal.checkpointed  # sequence
 

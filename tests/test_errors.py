@@ -27,12 +27,14 @@ MADE = {
 def documented_tree() -> dict[str, str]:
     """class -> base, as the drawing at the top of errors.py has it."""
     tree = {}
-    base = ""
+    above: dict[int, str] = {}  # column -> class
     for line in inspect.getdoc(iolift.errors).splitlines():  # type: ignore[union-attr]
-        if match := re.match(r"^ +\+-- (\w+)", line):
-            tree[match[1]] = base
-        elif match := re.match(r"^    (\w+)( |$)", line):
-            base = match[1]
+        if match := re.match(r"^[ |]+\+-- (\w+)", line):
+            tree[match[1]] = above[max(c for c in above if c < match.start(1) - 2)]
+        elif not (match := re.match(r"^    (\w+)( |$)", line)):
+            continue
+        above = {column: name for column, name in above.items() if column < match.start(1)}
+        above[match.start(1)] = match[1]
     return tree
 
 
@@ -48,7 +50,8 @@ def test_the_documented_tree_is_the_real_one() -> None:
     real["TraceError"] = traces.TraceError
     assert set(tree) == set(real)
     for name, base in tree.items():
-        assert real[name].__bases__ == (getattr(__import__("builtins"), base),)
+        known = real.get(base) or getattr(__import__("builtins"), base)
+        assert real[name].__bases__ == (known,)
         assert real[name].__doc__
 
 

@@ -1,5 +1,8 @@
 # Calls of many requests on one file, past the window.
 
+from libc.stdint cimport int64_t
+
+from ._arguments cimport Buffer
 from ._backend cimport Kind
 from ._desk cimport FileDesk
 
@@ -8,3 +11,6 @@ cdef class BulkDesk(FileDesk):
     # Around each call: whether it is allowed, and what is to be done when the last one is over.
     cdef int enter(self, Kind kind) except -1
     cdef int leave(self) except -1
+
+
+cdef int64_t row_length(object offsets, object data, Buffer memory) except -1

@@ -166,10 +166,10 @@ cdef class Coalescer:
         """True after close()."""
         return self.is_closed
 
-    def open(self, path, mode="r", *, direct=False):
+    def open(self, path, mode="r", *, direct=False, journal=None, **journal_options):
         """Open a file on this coalescer; see iolift.open."""
         from ._file import File
-        return File(path, mode, direct=direct, coalescer=self)
+        return File(path, mode, direct=direct, coalescer=self, journal=journal, **journal_options)
 
     def flush(self):
         """Flush every open file: all that was written so far is in the files.

@@ -14,5 +14,3 @@ cdef class FileDesk(DispatchDesk):
     cdef bint writes_go_straight(self) noexcept
     cdef bint has_joinable(self, int64_t offset, int64_t end) noexcept
     cdef int64_t read_straight(self, char* memory, int64_t size, int64_t position) except? -1
-    cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
-                               int64_t position) except? -1

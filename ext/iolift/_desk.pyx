@@ -14,13 +14,16 @@
 Who may call: any thread, with the GIL, which guards every field.
 """
 
+import io
+
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EIO
 from libc.stdint cimport INT64_MAX, int64_t
 
-from ._backend cimport READ, SYNC, WRITE, Kind, fork_generation
+from ._backend cimport READ, SYNC, WRITE, fork_generation
 from ._dispatch cimport DispatchDesk, file_size
+from ._durable cimport help_commit, hold_sync, hold_write, is_journal_tight
 from ._flight cimport Flight
 from ._landing cimport Solo, end_now, enlist, hold_read, let_go
 from ._scatter cimport MAX_CHUNK_BYTES
@@ -29,10 +32,10 @@ from ._solo cimport begin_solo, end_solo, is_behind_solo, joinable_solo, meets_s
 from ._system cimport iolift_now_ns, iolift_read_cached
 from ._ticket cimport (
     CANCELLED, DONE, FLYING, FROM_JOIN, FROM_OVERLAY, HELD, PARKED, Hub, Record, Ticket,
-    end_ticket, tell,
+    cancelled_error, end_ticket, outcome, tell,
 )
 from ._window cimport Reads, Window, Writes
-from .errors import ForkedError
+from .errors import ForkedError, PoisonedError
 
 
 cdef class FileDesk(DispatchDesk):
@@ -53,6 +56,8 @@ cdef class FileDesk(DispatchDesk):
             if timeout is None and leads(self, ticket):
                 return 0
             self.demand(ticket)
+        if ticket.kind == SYNC and ticket.receipt is not None:
+            help_commit(self, ticket.receipt, until)
         while ticket.state < DONE:
             if until != INT64_MAX and iolift_now_ns() >= until:
                 raise TimeoutError(f"{ticket!r} after {timeout} seconds")
@@ -69,6 +74,9 @@ cdef class FileDesk(DispatchDesk):
         if ticket.state == HELD:
             if ticket.kind == WRITE and (
                     ticket.seen or (ticket.end > ticket.offset and ticket.end > writes.seen_from)):
+                return False
+            if (ticket.receipt is not None and ticket.end > ticket.offset
+                    and not self.log.withdraw(ticket.receipt)):
                 return False
             self.window.withdraw(ticket)
             self.scheduler.freed(ticket)
@@ -94,6 +102,38 @@ cdef class FileDesk(DispatchDesk):
         else:
             self.writes_awaited = True
         return 0
+
+    cdef int wait_received(self, Ticket ticket, object timeout) except -1:
+        cdef int64_t until = INT64_MAX
+        self.check_process()
+        if self.log is None or ticket.kind != WRITE:
+            raise io.UnsupportedOperation("only writes to a file with a journal have a receipt")
+        if timeout is not None:
+            until = iolift_now_ns() + <int64_t>(min(max(float(timeout), 0.0), 1e9) * 1e9)
+        while ticket.state == PARKED:
+            if iolift_now_ns() >= until:
+                raise TimeoutError(f"{ticket!r} after {timeout} seconds")
+            self.scheduler.wait_for_landing(until)
+        if ticket.state == CANCELLED:
+            raise cancelled_error()
+        if ticket.receipt is not None:
+            try:
+                return self.log.wait(ticket.receipt, until)
+            except TimeoutError:
+                raise
+            except OSError:
+                self.wait(ticket, None)     # who was told of it does not see it any more
+                ticket.is_heard = True
+                raise
+        if ticket.state == DONE and (ticket.error or ticket.failure is not None):
+            outcome(ticket)
+        return 0
+
+    cdef bint is_checkpointed(self, Ticket ticket) except -1:
+        return self.journal.checkpointed >= ticket.receipt.sequence
+
+    cdef bint is_tight(self, int64_t size) except -1:
+        return self.log is not None and is_journal_tight(self, size)
 
     cdef Hub hub_of(self, object loop):
         return self.scheduler.hub_of(loop)
@@ -136,15 +176,18 @@ cdef class FileDesk(DispatchDesk):
         except MemoryError:
             ticket.failure = MemoryError(f"{ticket!r}")
             return end_now(self, ticket, 0)
+        except PoisonedError as error:
+            ticket.failure = error          # the journal has failed since it was parked
+            return end_now(self, ticket, 0)
 
     cdef bint reads_go_straight(self) noexcept:
         # Whether a caller may read the file itself: nothing is held or flying that it must see.
         return not (self.window.has_writes() or self.scheduler.is_shaped or self.parked_here)
 
     cdef bint writes_go_straight(self) noexcept:
-        return not (self.window.has_writes() or self.window.reads.tickets.size
-                    or self.flights or self.solos != NULL or self.scheduler.is_shaped
-                    or self.parked_here)
+        return not (self.log is not None or self.window.has_writes()
+                    or self.window.reads.tickets.size or self.flights or self.solos != NULL
+                    or self.scheduler.is_shaped or self.parked_here)
 
     cdef bint has_joinable(self, int64_t offset, int64_t end) noexcept:
         cdef Py_ssize_t piece
@@ -165,10 +208,6 @@ cdef class FileDesk(DispatchDesk):
         finally:
             end_solo(self, &solo, got)
         return got
-
-    cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
-                               int64_t position) except? -1:
-        raise NotImplementedError
 
     def _check(self):
         """Assert every invariant that can be seen from here."""
@@ -342,7 +381,10 @@ cdef int take_write(FileDesk self, Ticket ticket) except -1:
     scheduler.held_bytes -= size
     scheduler.held_requests -= count
     self.pending -= count
-    self.window.add_write(ticket)
+    if self.log is None:
+        self.window.add_write(ticket)
+    else:
+        hold_write(self, ticket)
     enlist(self)
     return end_hold_of_writes(self, ticket.submitted_ns)
 
@@ -366,6 +408,8 @@ cdef int end_hold_of_writes(FileDesk self, int64_t now) except -1:
 
 cdef int take_sync(FileDesk self, Ticket ticket) except -1:
     self.scheduler.counters.syncs_asked += 1
+    if self.log is not None:
+        return hold_sync(self, ticket)
     if self.window.has_writes():
         self.window.add_write(ticket)       # it follows those before it
         enlist(self)

@@ -266,7 +266,7 @@ cdef int launch(DispatchDesk self, Flight flight) except -1:
     flight.launched_operations = flight.operations()
     self.scheduler.charge(flight.launched_operations, flight.bytes_planned())
     return self.scheduler.launch(flight, flight.kind, flight.launched_operations,
-                                 not flight.has_io)
+                                 not (flight.has_io or flight.is_journalled))
 
 
 cdef bint meets_solo_write(DispatchDesk self) noexcept:

@@ -2,6 +2,7 @@
 
 from ._bulk cimport BulkDesk
 from ._coalescer cimport Coalescer
+from ._ticket cimport Ticket
 
 
 cdef class FileCore(BulkDesk):
@@ -13,3 +14,5 @@ cdef class FileCore(BulkDesk):
     cdef bint owns_descriptor
     cdef Py_ssize_t active          # calls under way; the last one out closes the descriptor
     cdef object __weakref__
+    cdef int finish(self) except -1
+    cdef Ticket ticket_for(self, object data, object offset)

@@ -132,11 +132,18 @@ cdef class FileCore(BulkDesk):
         try:
             if self.scheduler.generation == fork_generation():
                 self.is_draining = True
-                self.drain()
+                try:
+                    self.drain()
+                finally:
+                    self.finish()
         finally:
             self.is_draining = False
             self.at_rest()
         self.raise_deferred()
+
+    cdef int finish(self) except -1:
+        # After the last ticket, before the descriptor is closed.
+        return 0
 
     def drain_at_exit(self):
         """Bring everything that is held to its end; the first error that nobody else would hear."""
@@ -184,16 +191,21 @@ cdef class FileCore(BulkDesk):
             self.leave()
         return ticket
 
-    def submit_pwrite(self, data, offset):
-        cdef Ticket ticket
-        give_way()                          # who does not wait has time
+    cdef Ticket ticket_for(self, object data, object offset):
+        # Of a write that keeps its bytes.
         data = keep(data)
         cdef int64_t size = len(data)
         cdef int64_t position = parse_position(offset, size)
+        return new_ticket(self, WRITE, position, position + size, PyBytes_AS_STRING(data), data)
+
+    def submit_pwrite(self, data, offset, *, key=None):
+        cdef Ticket ticket
+        if key is not None:
+            raise ValueError("key is for files that are open with a journal")
+        give_way()                          # who does not wait has time
+        ticket = self.ticket_for(data, offset)
         self.enter(WRITE)
         try:
-            ticket = new_ticket(self, WRITE, position, position + size, PyBytes_AS_STRING(data),
-                                data)
             self.submit(ticket)
         finally:
             self.leave()

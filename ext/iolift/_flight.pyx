@@ -11,13 +11,15 @@
 Who may call: any thread, with the GIL, but for `execute`.
 """
 
-from libc.errno cimport EAGAIN, EINTR
+from cpython.exc cimport PyErr_SetInterrupt
+from libc.errno cimport EAGAIN, EINTR, EIO
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from ._backend cimport QUEUED, READ, Answer, Kind, Operation
 from ._batch cimport MAX_PAUSE_NS, MAX_REFUSALS
 from ._drivers cimport Job
+from ._log cimport RECEIVED, Receipt
 from ._request cimport Request
 from ._sort cimport ORDER_ELEVATOR, load_requests
 from ._system cimport iolift_now_ns, iolift_pause_ns
@@ -85,8 +87,10 @@ cdef class Flight(Job):
         return 0
 
     cdef void execute(self) noexcept nogil:
+        if self.is_journalled:
+            receive(self)
         self.record.started_ns = iolift_now_ns()
-        if self.has_io:
+        if self.has_io and not self.journal_failed:
             self.batch.execute()
 
     cdef void finish(self) noexcept:
@@ -279,7 +283,24 @@ cdef int take_reads(Flight self, Window window, uint64_t number) except -1:
 cdef int take_writes(Flight self, Window window, uint64_t number) except -1:
     self.writes = window.flying = window.take_writes(self.writes)
     self.record.number = number
+    self.is_journalled = writes.last_receipt is not None
     return make_pieces(self)
+
+
+cdef void receive(Flight self) noexcept with gil:
+    # Records are received in the order of submission: with the last one all are.
+    cdef Receipt last = self.writes.last_receipt
+    interrupted = None
+    while last.state < RECEIVED:
+        try:
+            last.log.settle(last)
+        except KeyboardInterrupt as error:
+            interrupted = error             # of who stands here, not of those who are in the batch
+        except BaseException as error:
+            last.log.fail(OSError(EIO, repr(error)))
+    self.journal_failed = last.state != RECEIVED
+    if interrupted is not None:
+        PyErr_SetInterrupt()
 
 
 # ----------------------------------------------------------------------------------------- syncs

@@ -1,9 +1,10 @@
 # The state of a file's desk, and what becomes of its tickets when something has landed.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from ._backend cimport Kind
+from ._log cimport Log, Receipt
 from ._scheduler cimport Scheduler
 from ._ticket cimport Desk, Ticket
 from ._window cimport Window
@@ -40,11 +41,19 @@ cdef class LandingDesk(Desk):
     cdef bint sync_flying
     cdef bint is_listed             # in scheduler.desks
     cdef object deferred            # the error of a write that nobody asked for
+    # of a file with a journal (_durable.pyx):
+    cdef object journal             # iolift._journal.Journal, or None
+    cdef Log log                    # its writing end
+    cdef uint32_t target_number     # this file's, in the journal
+    cdef Receipt last_receipt       # of the youngest record
+    cdef list unlanded              # Receipts of truncates under way, and of writes that failed
 
     cdef int launch_syncs(self, bint here) except -1
     cdef int read_again(self, Ticket ticket) except -1
     cdef int raise_deferred(self) except -1
     cdef int at_rest(self) except -1
+    cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
+                               int64_t position) except? -1
 
 
 cdef object poisoned(LandingDesk self)

@@ -24,10 +24,11 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from ._backend cimport READ, SYNC
+from ._backend cimport READ, SYNC, WRITE, Kind
 from ._drivers cimport Job
 from ._flight cimport Flight, SyncFlight
 from ._gil cimport give_way
+from ._log cimport RECEIVED, error_of_receipt
 from ._scheduler cimport Scheduler, count_time
 from ._ticket cimport (
     DONE, FLYING, FROM_DEVICE, HELD, Desk, Record, Ticket, end_ticket, tell,
@@ -45,6 +46,7 @@ cdef class LandingDesk(Desk):
         self.window = Window()
         self.flights = []
         self.syncs = []
+        self.unlanded = []
 
     cdef void strike_off(self) noexcept:
         self.is_listed = False
@@ -99,8 +101,17 @@ cdef class LandingDesk(Desk):
     cdef int read_again(self, Ticket ticket) except -1:
         raise NotImplementedError
 
+    cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
+                               int64_t position) except? -1:
+        raise NotImplementedError
+
 
 cdef object poisoned(LandingDesk self):
+    if self.log is not None:
+        return PoisonedError(
+            self.poison, f"the file refused a change that the journal has "
+            f"({os.strerror(self.poison)}): nothing more is accepted, the next open makes it good",
+            self.name)
     return PoisonedError(
         self.poison, f"a sync failed before ({os.strerror(self.poison)}): what was written "
         f"may be lost, and no further write or sync is accepted", self.name)
@@ -293,9 +304,53 @@ cdef int land_writes(LandingDesk self, Flight flight, list heard, list hubs) exc
     self.window.flying = None
     if flight.failure is None:
         count(self, flight)
-    take_outcomes(flight, &flight.writes.tickets)
-    mark_superseded(flight)
+    if flight.journal_failed:
+        write_what_was_received(self, &flight.writes.tickets)
+    else:
+        take_outcomes(flight, &flight.writes.tickets)
+        mark_superseded(flight)
+    if self.log is not None:
+        hold_back_checkpoints(self, &flight.writes.tickets)
     return end_all(self, &flight.writes.tickets, heard, hubs)
+
+
+cdef int write_what_was_received(LandingDesk self, const Tickets* tickets) except -1:
+    # The journal has failed under a generation: what it received before goes into the file, one by
+    # one; the others learn what became of them.
+    cdef Py_ssize_t i
+    cdef Ticket ticket
+    cdef int64_t size, got
+    for i in range(tickets.size):
+        if tickets.items[i] == NULL:
+            continue
+        ticket = <Ticket>tickets.items[i]
+        if (ticket.state != FLYING or ticket.receipt is None
+                or ticket.end == ticket.offset):
+            continue
+        if ticket.receipt.state != RECEIVED:
+            ticket.failure = error_of_receipt(ticket.receipt)
+            continue
+        size = ticket.end - ticket.offset
+        got = self.move_straight(WRITE, ticket.memory, size, ticket.offset)
+        if got != size:
+            ticket.error = <int>-got if got < 0 else EIO
+    return 0
+
+
+cdef int hold_back_checkpoints(LandingDesk self, const Tickets* tickets) except -1:
+    # For good, where the file has refused what the journal has: the next open writes it again.
+    cdef Py_ssize_t i
+    cdef Ticket ticket
+    for i in range(tickets.size):
+        if tickets.items[i] == NULL or self.poison:
+            continue
+        ticket = <Ticket>tickets.items[i]
+        if ((ticket.error or ticket.failure is not None) and ticket.receipt is not None
+                and ticket.receipt.state == RECEIVED):
+            self.unlanded.append(ticket.receipt if ticket.receipt.head is None
+                                 else ticket.receipt.head)
+            self.poison = ticket.error or EIO
+    return 0
 
 
 cdef void mark_superseded(Flight flight) noexcept:

@@ -2,16 +2,17 @@
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-from ._drivers cimport Drivers, Timed
+from ._drivers cimport Drivers, Job, Timed
 from ._records cimport Chain, RecordType
 
 
 cdef enum ReceiptState:
     GATHERED = 0                # not given to the device yet
-    COMMITTING = 1              # in the group that is on its way
-    RECEIVED = 2                # on the device, for good
-    REFUSED = 3                 # never written, for good
-    UNKNOWN = 4                 # given to the device, which failed: may be there, or not
+    WITHDRAWN = 1               # ... and will not be: it is RECEIVED when those before it are
+    COMMITTING = 2              # in the group that is on its way
+    RECEIVED = 3                # on the device, for good
+    REFUSED = 4                 # never written, for good
+    UNKNOWN = 5                 # given to the device, which failed: may be there, or not
 
 
 cdef class Receipt:
@@ -29,6 +30,8 @@ cdef class Receipt:
     cdef RecordType type
     cdef ReceiptState state
     cdef readonly uint64_t sequence     # 0 until it is committing
+    cdef Receipt head           # the first part of a request of several; None
+    cdef list watchers          # callables, called with it when it is received or failed
     cdef object cause           # the OSError of REFUSED and UNKNOWN
 
 
@@ -50,6 +53,13 @@ cdef class Log(Timed):
     cdef Py_ssize_t header_size     # 0, or BLOCK where the group begins a segment
     cdef object gathered        # collections.deque of Receipts
     cdef list group
+    cdef list passed            # that were withdrawn, up to the end of the group
+    cdef list heard             # of the last group, and has watchers
+    cdef bint has_job           # a driver is about to commit
+    cdef readonly dict keys     # idempotency key -> sequence; the oldest first
+    cdef dict keys_under_way    # -> Receipt
+    cdef Py_ssize_t max_keys
+    cdef public Py_ssize_t live_segments, max_segments
     cdef readonly int64_t gathered_bytes
     cdef readonly bint is_committing
     cdef readonly object poison
@@ -61,6 +71,15 @@ cdef class Log(Timed):
                      object owner, const char* memory, int64_t size)
     cdef int commit(self) except -1
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1
+    cdef int settle(self, Receipt receipt) except -1
+    cdef bint withdraw(self, Receipt receipt) except -1
+    cdef Receipt find_key(self, bytes key)
+    cdef int commit_aside(self, Drivers drivers) except -1
+    cdef bint has_room(self, int64_t size, Py_ssize_t needed_segments) noexcept
+
+
+cdef class CommitJob(Job):
+    cdef Log log
 
 
 cdef object error_of_receipt(Receipt receipt)

@@ -11,7 +11,9 @@
 4. Any error of a write or a sync poisons the log: the group's outcome is UNKNOWN, what has gathered
    is REFUSED, and nothing is ever written or synced again. Where a new segment can't be had because
    there is no room, what has gathered is REFUSED, the log goes on, and no sequence was given away.
-5. Sequences are given when a group leaves, so that those on the device have no holes.
+5. Sequences are given when a group leaves, so that those on the device have no holes. Until then a
+   record may be withdrawn.
+6. Who watches a receipt is called after the group has ended, by the leader: it may commit again.
 
 Who may call: any thread, with the GIL, which guards every field. `commit` lets go of it while it
 encodes and writes; the group and the buffer are its own then.
@@ -23,7 +25,7 @@ import os
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from cpython.sequence cimport PySequence_Fast_ITEMS
@@ -35,7 +37,7 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport pwrite
 
 from ._arguments cimport Buffer, parse_int, take_buffer
-from ._drivers cimport Drivers
+from ._drivers cimport Drivers, Job
 from ._records cimport (
     BLOCK, CONTINUES, END, KEY_RECORD, MAX_KEY, MAX_PART, MAX_TARGETS, MORE, TRUNCATE_RECORD,
     WRITE_RECORD, Chain, RecordType, put_record, record_bytes,
@@ -68,8 +70,27 @@ cdef class Receipt:
 
     @property
     def state(self):
-        """"gathered", "committing", "received", "refused" or "unknown"."""
-        return ("gathered", "committing", "received", "refused", "unknown")[<int>self.state]
+        """"gathered", "withdrawn", "committing", "received", "refused" or "unknown"."""
+        return ("gathered", "withdrawn", "committing", "received", "refused",
+                "unknown")[<int>self.state]
+
+    def done(self):
+        """Whether it is received, or has failed."""
+        return self.state >= RECEIVED
+
+    def add_done_callback(self, fn):
+        """Call fn(receipt) when it is received or has failed, in whichever thread; now if it is."""
+        if self.state >= RECEIVED:
+            fn(self)
+            return
+        if self.watchers is None:
+            self.watchers = []
+        self.watchers.append(fn)
+
+    def __await__(self):
+        if self.state < RECEIVED:
+            yield from wait_on_loop(self).__await__()
+        return self.wait()
 
     def wait(self, timeout=None):
         """Return its sequence when it is on the device; at most `timeout` seconds.
@@ -85,6 +106,33 @@ cdef class Receipt:
 
     def __repr__(self):
         return f"<receipt {self.sequence or '-'}: {self.state}>"
+
+
+async def wait_on_loop(Receipt receipt):
+    # At the end of the loop's turn a driver commits for all that await then.
+    from asyncio import get_running_loop
+    loop = get_running_loop()
+    future = loop.create_future()
+
+    def wake():
+        if not future.done():
+            future.set_result(None)
+
+    def heard(_):
+        try:
+            loop.call_soon_threadsafe(wake)
+        except RuntimeError:
+            pass                        # the loop is closed: nobody awaits there any more
+
+    receipt.add_done_callback(heard)
+    loop.call_soon(commit_for_awaiting, receipt)
+    await future
+
+
+def commit_for_awaiting(Receipt receipt):
+    """In the loop, after all tasks that were ready had their turn."""
+    if receipt.state < RECEIVED and not receipt.log.is_committing:
+        receipt.log.journal.commit_aside()
 
 
 cdef object error_of_receipt(Receipt receipt):
@@ -104,8 +152,12 @@ cdef object error_of_receipt(Receipt receipt):
 
 cdef class Log(Timed):
     def __cinit__(self, journal, storage, *, int64_t segment_bytes, uint64_t sequence,
-                  uint32_t previous):
-        """sequence, previous: of the last record that is durable, and its CRC."""
+                  uint32_t previous, dict keys=None, Py_ssize_t max_keys=0):
+        """sequence, previous: of the last record that is durable, and its CRC. keys: idempotency
+        key -> sequence, the oldest first, of which `max_keys` are remembered."""
+        self.keys = {} if keys is None else keys
+        self.keys_under_way = {}
+        self.max_keys = max_keys
         self.journal = journal
         self.storage = storage
         self.is_native = type(storage) is DirectoryStorage
@@ -118,6 +170,7 @@ cdef class Log(Timed):
         self.durable_crc = previous
         self.gathered = collections.deque()
         self.prologue = []
+        self.max_segments = 1 << 30
 
     def __dealloc__(self):
         free(self.buffer)
@@ -140,8 +193,14 @@ cdef class Log(Timed):
     # ---------------------------------------------------------------------------------- gathering
 
     def write(self, target, offset, data, bytes key=b""):
-        """Gather a write; returns its Receipt. bytes are kept, anything else is copied. O(1)."""
+        """Gather a write; returns its Receipt. bytes are kept, anything else is copied. O(1).
+
+        Where the key is known, nothing is gathered, and the receipt is the first one's.
+        """
         cdef Buffer buffer
+        cdef Receipt earlier = self.find_key(key)
+        if earlier is not None:
+            return earlier
         if type(data) is not bytes:
             buffer = take_buffer(data, "data", False)
             data = (<char*>buffer.view.buf)[:buffer.view.len]
@@ -157,7 +216,7 @@ cdef class Log(Timed):
 
     cdef Receipt add(self, RecordType type, uint32_t target, uint64_t offset, bytes key,
                      object owner, const char* memory, int64_t size):
-        cdef Receipt receipt
+        cdef Receipt receipt, head = None
         cdef int64_t part
         cdef uint32_t flags = 0
         if self.poison is not None:
@@ -169,6 +228,7 @@ cdef class Log(Timed):
             part = min(size, self.max_part)
             receipt = Receipt.__new__(Receipt)
             receipt.log = self
+            receipt.head = head
             receipt.type = type
             receipt.target = target
             receipt.offset = offset
@@ -181,7 +241,10 @@ cdef class Log(Timed):
             self.gathered.append(receipt)
             self.gathered_bytes += record_bytes(part + receipt.key_size)
             if part == size:
+                if receipt.key_size:
+                    self.keys_under_way[key] = receipt
                 return receipt
+            head = head or receipt
             offset += part
             memory += part
             size -= part
@@ -191,14 +254,29 @@ cdef class Log(Timed):
         that is on its way comes to its own end."""
         poison(self, error)
         self.waiters.land()
+        if self.heard is not None and not self.is_committing:
+            tell(self)
 
-    def received(self, uint64_t sequence):
-        """A Receipt of a record that was received before. O(1)."""
-        cdef Receipt receipt = Receipt.__new__(Receipt)
+    cdef Receipt find_key(self, bytes key):
+        # Nothing in here lets go of the GIL, so who finds nothing may add it.
+        cdef Receipt receipt
+        if not key:
+            return None
+        receipt = self.keys_under_way.get(key)
+        if receipt is not None and receipt.state in (GATHERED, COMMITTING):
+            return receipt
+        sequence = self.keys.get(key)
+        if sequence is None:
+            return None
+        receipt = Receipt.__new__(Receipt)
         receipt.log = self
         receipt.state = RECEIVED
         receipt.sequence = sequence
         return receipt
+
+    def find(self, bytes key):
+        """The Receipt of the write with this key; None where it is not known. O(1)."""
+        return self.find_key(key)
 
     # ----------------------------------------------------------------------------------- waiting
 
@@ -214,6 +292,44 @@ cdef class Log(Timed):
             PyErr_CheckSignals()
         if receipt.state != RECEIVED:
             raise error_of_receipt(receipt)
+        return 0
+
+    cdef int settle(self, Receipt receipt) except -1:
+        # Returns when it is received or has failed; hears no signals: others depend on the caller.
+        while receipt.state < RECEIVED:
+            if not self.is_committing:
+                self.commit()
+            else:
+                self.waiters.wait_for_landing(self.waiters.landings(), INT64_MAX)
+        return 0
+
+    cdef bint withdraw(self, Receipt receipt) except -1:
+        # As if it had never been made. False: it is on its way, or has several parts.
+        if receipt.state != GATHERED or receipt.head is not None:
+            return False
+        receipt.state = WITHDRAWN
+        receipt.owner = None
+        receipt.memory = NULL
+        self.gathered_bytes -= record_bytes(receipt.size + receipt.key_size)
+        return True
+
+    cdef bint has_room(self, int64_t size, Py_ssize_t needed_segments) noexcept:
+        # Whether a request would fit behind all that has gathered, even if only a quarter of each
+        # segment could be filled, when no more than `needed_segments` have to stay.
+        cdef int64_t quarter = self.segment_bytes // 4
+        return ((self.max_segments - needed_segments - 1) * quarter
+                >= self.gathered_bytes + record_bytes(size))
+
+    cdef int commit_aside(self, Drivers drivers) except -1:
+        # What has gathered goes, and the caller does not wait for it.
+        cdef CommitJob job
+        if self.has_job or not self.gathered:
+            return 0
+        job = CommitJob.__new__(CommitJob)
+        job.log = self
+        self.has_job = True
+        if not drivers.push(job):
+            job.finish()
         return 0
 
     def drain(self):
@@ -264,17 +380,54 @@ cdef class Log(Timed):
             except OSError as error:
                 refuse(self, error)
                 return 0
-            items = PySequence_Fast_ITEMS(self.group)
-            n = len(self.group)
-            with nogil:
-                encode_group(self, items, n, size)
-                result = write_group(self, size)
+            result = 0
+            if size:
+                items = PySequence_Fast_ITEMS(self.group)
+                n = len(self.group)
+                with nogil:
+                    encode_group(self, items, n, size)
+                    result = write_group(self, size)
             end_group(self, size, result)
         finally:
             self.is_committing = False
-            self.group = None
+            self.group = self.passed = None
             self.waiters.land()
+            if self.heard is not None:
+                tell(self)
         return 0
+
+
+cdef class CommitJob(Job):
+    cdef void finish(self) noexcept:
+        cdef Log log = self.log
+        log.has_job = False
+        try:
+            while log.gathered and not log.is_committing:
+                log.commit()
+        except BaseException as error:
+            log.fail(OSError(EIO, repr(error)))
+
+
+cdef void tell(Log self) noexcept:
+    heard, self.heard = self.heard, None
+    for fn, receipt in heard:
+        try:
+            fn(receipt)
+        except BaseException as error:
+            PyErr_SetObject(type(error), error)
+            PyErr_WriteUnraisable(fn)
+
+
+cdef void end(Receipt receipt, ReceiptState state) noexcept:
+    receipt.state = state
+    receipt.owner = None
+    receipt.memory = NULL
+    if receipt.watchers is not None:
+        watchers, receipt.watchers = receipt.watchers, None
+        if receipt.log.heard is None:
+            receipt.log.heard = []
+        for fn in watchers:
+            receipt.log.heard.append((fn, receipt))
 
 
 cdef void set_key(Receipt receipt, bytes key) noexcept:
@@ -296,36 +449,52 @@ cdef int64_t padded(int64_t size) noexcept nogil:
 
 
 cdef int64_t take_group(Log self) except -1:
-    # Which records go now, and where: their bytes, padded. OSError: there is no segment for them.
-    cdef Receipt receipt = self.gathered[0]
-    cdef bint is_large = receipt.size > SMALL_BYTES
-    cdef int64_t limit = min(<int64_t>(LARGE_GROUP_BYTES if is_large else GROUP_BYTES),
-                             self.segment_bytes // 2)
-    cdef int64_t size = 0, more
+    # Which records go now, and where: their bytes, padded; 0: none. OSError: there is no segment
+    # for them.
+    cdef Receipt receipt
+    cdef bint is_large = False
+    cdef int64_t limit = 0, size = 0, more
     cdef Py_ssize_t count = 0
     for receipt in self.gathered:
-        more = record_bytes(receipt.size + receipt.key_size)
-        if count and (size + more > limit or (receipt.size > SMALL_BYTES) != is_large):
-            break
-        size += more
+        if receipt.state == GATHERED:
+            more = record_bytes(receipt.size + receipt.key_size)
+            if size == 0:
+                is_large = receipt.size > SMALL_BYTES
+                limit = min(<int64_t>(LARGE_GROUP_BYTES if is_large else GROUP_BYTES),
+                            self.segment_bytes // 2)
+            elif size + more > limit or (receipt.size > SMALL_BYTES) != is_large:
+                break
+            size += more
         count += 1
-    if self.position + padded(size) > self.segment_bytes:
+    if size and self.position + padded(size) > self.segment_bytes:
         self.journal.begin_segment(size)
         if self.position:
             raise RuntimeError("the journal gave no new segment")
-    size = padded(size + group_bytes(self.prologue))
-    self.header_size = 0 if self.header is None else BLOCK
-    reserve(self, self.header_size + size)
-    if self.header is not None:
-        memcpy(self.buffer, PyBytes_AS_STRING(self.header), BLOCK)
-    self.group = list(self.prologue)
-    self.prologue = []
+        if self.poison is not None:
+            raise self.poison
+    if size:
+        size = padded(size + group_bytes(self.prologue))
+        self.header_size = 0 if self.header is None else BLOCK
+        reserve(self, self.header_size + size)
+        if self.header is not None:
+            memcpy(self.buffer, PyBytes_AS_STRING(self.header), BLOCK)
+        size += self.header_size
+    self.passed = []
+    self.group = []
     for _ in range(count):
         receipt = self.gathered.popleft()
+        if receipt.state != GATHERED:
+            self.passed.append(receipt)
+            continue
         self.gathered_bytes -= record_bytes(receipt.size + receipt.key_size)
         receipt.state = COMMITTING
         self.group.append(receipt)
-    return self.header_size + size
+    if not self.group:
+        return 0                        # what it had was withdrawn meanwhile
+    if self.prologue:
+        self.group = self.prologue + self.group
+        self.prologue = []
+    return size
 
 
 cdef int reserve(Log self, int64_t size) except -1:
@@ -410,6 +579,12 @@ cdef int end_group(Log self, int64_t size, int result) except -1:
     if result < 0:
         poison(self, OSError(-result, os.strerror(-result)))
         fail(self.group, UNKNOWN, self.poison)
+        fail(self.passed, REFUSED, self.poison)
+        return 0
+    for receipt in self.passed:
+        receipt.sequence = self.chain.sequence - 1
+        end(receipt, RECEIVED)
+    if size == 0:
         return 0
     self.position += size
     self.header = None
@@ -418,23 +593,28 @@ cdef int end_group(Log self, int64_t size, int result) except -1:
     self.commits += 1
     self.bytes_written += size
     for receipt in self.group:
-        receipt.state = RECEIVED
-        receipt.owner = None
-        receipt.memory = NULL
+        end(receipt, RECEIVED)
         self.records += 1
         self.bytes_asked += receipt.size
         if receipt.key_size and receipt.type == WRITE_RECORD:
-            self.journal.remember(receipt.key_bytes, receipt.sequence)
+            remember(self, receipt)
+    return 0
+
+
+cdef int remember(Log self, Receipt receipt) except -1:
+    self.keys_under_way.pop(receipt.key_bytes, None)
+    self.keys.pop(receipt.key_bytes, None)
+    self.keys[receipt.key_bytes] = receipt.sequence
+    if len(self.keys) > self.max_keys:
+        del self.keys[next(iter(self.keys))]
     return 0
 
 
 cdef void fail(object receipts, ReceiptState state, object cause) noexcept:
     cdef Receipt receipt
     for receipt in receipts:
-        receipt.state = state
         receipt.cause = cause
-        receipt.owner = None
-        receipt.memory = NULL
+        end(receipt, state)
 
 
 cdef int refuse(Log self, object cause) except -1:

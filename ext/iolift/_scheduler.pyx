@@ -22,7 +22,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 
-from ._backend cimport READ, Backend, Kind, fork_generation
+from ._backend cimport READ, WRITE, Backend, Kind, fork_generation
 from ._drivers cimport Drivers, Job, Sleeper
 from ._system cimport iolift_bit_length, iolift_now_ns
 from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket, is_on_a_loop
@@ -107,9 +107,14 @@ cdef class Scheduler(Timed):
         return self.held_requests > 0 and (
             self.held_requests >= requests or size > bytes - self.held_bytes)
 
-    cdef bint must_wait(self, Desk desk, Ticket ticket) noexcept:
+    cdef bint has_no_room(self, Desk desk, Ticket ticket) except -1:
+        cdef int64_t size = ticket.end - ticket.offset
+        # The journal first: to ask it may let others in.
+        return ((ticket.kind == WRITE and desk.is_tight(size)) or self.is_full(ticket.kind, size))
+
+    cdef bint must_wait(self, Desk desk, Ticket ticket) except -1:
         # In order, where it would have to see what is parked.
-        return (self.is_full(ticket.kind, ticket.end - ticket.offset)
+        return (self.has_no_room(desk, ticket)
                 or (self.parked and (ticket.kind != READ or desk.parked_here > 0)))
 
     cdef int admit(self, Desk desk, Ticket ticket) except -1:
@@ -146,9 +151,9 @@ cdef class Scheduler(Timed):
                 ticket = self.parked[0]
                 size = ticket.end - ticket.offset
                 desk = ticket.desk
-                if ticket.state != CANCELLED and self.is_full(ticket.kind, size):
+                if ticket.state != CANCELLED and self.has_no_room(desk, ticket):
                     self.make_room()
-                    if self.is_full(ticket.kind, size):
+                    if self.has_no_room(desk, ticket):
                         return 0
                     continue
                 self.parked.popleft()

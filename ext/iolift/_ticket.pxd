@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from ._backend cimport Kind
 from ._batch cimport Batch
 from ._drivers cimport Job, Sleeper
+from ._log cimport Receipt
 
 
 cdef enum State:
@@ -56,6 +57,8 @@ cdef class Ticket:
     cdef char* memory           # of `end - offset` bytes, kept alive by `owner`
     cdef object owner           # bytes, or a Buffer
     cdef object failure         # an exception that is no OSError of the kernel
+    cdef Receipt receipt        # of a write to a file with a journal: of its record
+    cdef bytes key              # ... that makes it known again; None
     # of a read that the overlay has a part of: what is left to be read. hole_count 1 and holes
     # NULL: all of it
     cdef Span* holes
@@ -80,6 +83,8 @@ cdef class Desk:
     cdef int wait(self, Ticket ticket, object timeout) except -1
     cdef bint withdraw(self, Ticket ticket) except -1
     cdef int hasten(self, Ticket ticket) except -1
+    cdef int wait_received(self, Ticket ticket, object timeout) except -1
+    cdef bint is_checkpointed(self, Ticket ticket) except -1
     cdef Hub hub_of(self, object loop)
     cdef object describe(self, Ticket ticket, int error)
     cdef int remember(self, Ticket ticket) except -1
@@ -91,6 +96,7 @@ cdef class Desk:
     cdef bint is_unasked
     # for the scheduler:
     cdef Py_ssize_t parked_here
+    cdef bint is_tight(self, int64_t size) except -1
     cdef int take(self, Ticket ticket) except -1
     cdef int64_t go_on_time(self, int64_t now) except -1
     cdef int go_on(self) except -1
@@ -129,4 +135,5 @@ cdef int end_ticket(Ticket ticket, list heard, list hubs) except -1
 cdef void tell(list heard, list hubs) noexcept
 cdef bint is_on_a_loop() except -1
 cdef object outcome(Ticket ticket)
+cdef object cancelled_error()
 cdef bint is_observed(PyObject* ticket) noexcept

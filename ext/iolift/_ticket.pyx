@@ -24,6 +24,7 @@ from libc.stdlib cimport free
 from ._backend cimport READ, SYNC, WRITE, Kind
 from ._batch cimport Batch
 from ._drivers cimport Job
+from ._log cimport RECEIVED
 from ._report import Explanation
 
 cdef extern from "Python.h":
@@ -50,6 +51,15 @@ cdef class Desk:
 
     cdef int hasten(self, Ticket ticket) except -1:
         raise NotImplementedError
+
+    cdef int wait_received(self, Ticket ticket, object timeout) except -1:
+        raise NotImplementedError
+
+    cdef bint is_checkpointed(self, Ticket ticket) except -1:
+        raise NotImplementedError
+
+    cdef bint is_tight(self, int64_t size) except -1:
+        return False
 
     cdef Hub hub_of(self, object loop):
         raise NotImplementedError
@@ -113,8 +123,38 @@ cdef class Ticket:
 
     @property
     def state(self):
-        """"parked", "held", "flying", "done" or "cancelled"."""
-        return STATES[self.state]
+        """"parked", "held", "flying", "done" or "cancelled".
+
+        Of a write to a file with a journal also "received" (its record is on the device), and then
+        "written" (it is in the file) and "checkpointed" (and on the device there) in place of
+        "done".
+        """
+        if self.receipt is None or self.kind != WRITE or self.receipt.state != RECEIVED:
+            return STATES[self.state]
+        if self.state < DONE:
+            return "received"
+        if self.state == CANCELLED or self.error or self.failure is not None:
+            return STATES[self.state]
+        return "checkpointed" if self.desk.is_checkpointed(self) else "written"
+
+    @property
+    def receipt(self):
+        """Of a write to a file with a journal: its iolift.Receipt, which can be awaited.
+
+        None where there is no journal, nothing to write, or the ticket is parked still.
+        """
+        return self.receipt
+
+    def received(self, timeout=None):
+        """Wait for the record to be on the device in the journal, at most `timeout` seconds.
+
+        Returns its sequence. From here on the write is safe, though it may be long before it is in
+        the file. Raises TimeoutError; OutcomeUnknownError where the journal failed under it;
+        PoisonedError or OSError where it was never written; concurrent.futures.CancelledError;
+        io.UnsupportedOperation for a file without a journal and for what is no write.
+        """
+        self.desk.wait_received(self, timeout)
+        return 0 if self.receipt is None else self.receipt.sequence
 
     def done(self):
         """Whether it has ended: with a result, an error, or cancelled."""

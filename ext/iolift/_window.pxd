@@ -4,6 +4,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t
 
+from ._log cimport Receipt
 from ._overlay cimport PageIndex
 from ._ticket cimport Span, Ticket
 
@@ -38,6 +39,8 @@ cdef class Writes:
     cdef int64_t end                # one past the last byte of any
     cdef int64_t seen_from          # somebody has seen a file size that counts on writes past it
     cdef Py_ssize_t syncs
+    cdef Receipt first_receipt      # of a file with a journal; None: of no record yet
+    cdef Receipt last_receipt
 
 
 cdef class Window:

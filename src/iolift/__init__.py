@@ -7,20 +7,35 @@
 
 from ._coalescer import Coalescer
 from ._file import File, open
+from ._log import Receipt
 from ._plan import Plan, plan
 from ._report import Explanation, Stats
 from ._ticket import Ticket
 from ._version import __version__
-from .errors import ForkedError, PoisonedError, RangeError, ShortReadError
+from .errors import (
+    ForeignJournalError,
+    ForkedError,
+    JournalDamagedError,
+    JournalError,
+    OutcomeUnknownError,
+    PoisonedError,
+    RangeError,
+    ShortReadError,
+)
 
 __all__ = [
     "Coalescer",
     "Explanation",
     "File",
+    "ForeignJournalError",
     "ForkedError",
+    "JournalDamagedError",
+    "JournalError",
+    "OutcomeUnknownError",
     "Plan",
     "PoisonedError",
     "RangeError",
+    "Receipt",
     "ShortReadError",
     "Stats",
     "Ticket",

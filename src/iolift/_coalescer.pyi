@@ -50,7 +50,13 @@ class Coalescer:
     @property
     def closed(self) -> bool: ...
     def open(
-        self, path: str | bytes | os.PathLike[Any] | int, mode: str = "r", *, direct: bool = False
+        self,
+        path: str | bytes | os.PathLike[Any] | int,
+        mode: str = "r",
+        *,
+        direct: bool = False,
+        journal: str | bytes | os.PathLike[Any] | None = None,
+        **journal_options: Any,
     ) -> File: ...
     def flush(self) -> None: ...
     def sync(self) -> None: ...

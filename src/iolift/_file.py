@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from ._coalescer import Coalescer
 from ._filecore import FileCore
+from ._journal import Journal, check_sizes
+from ._journalcore import JournalledCore
+from ._storage import DirectoryStorage
 from .errors import ForkedError
 
 if TYPE_CHECKING:
@@ -58,6 +61,12 @@ class File(io.RawIOBase):
     bounce buffers, the ragged ends of writes through the page cache.
     coalescer: a Coalescer to share; otherwise one of its own, made with **options.
 
+    journal: a directory for a journal of every change, made where there is none: a write is then
+    safe when it is received there (Ticket.received), `sync` waits for just that, and opening brings
+    the file to its last received state. Mode "r+", "a" or "x", with or without "+". One opener.
+    journal_segment_bytes: of a new journal, a multiple of 4096. journal_max_bytes: of all its
+    segments, at least four; who finds it full waits for a checkpoint. keep_segments: as history.
+
     Raises OSError where the file can't be opened (EINVAL: no direct I/O on this file system;
     ESPIPE: it is no seekable file), ValueError or TypeError for a bad mode or option.
     Safe to use from any thread.
@@ -75,6 +84,10 @@ class File(io.RawIOBase):
         *,
         direct: bool = False,
         coalescer: Coalescer | None = None,
+        journal: str | bytes | os.PathLike[Any] | None = None,
+        journal_segment_bytes: int = 16 << 20,
+        journal_max_bytes: int = 256 << 20,
+        keep_segments: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -83,12 +96,27 @@ class File(io.RawIOBase):
             raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
         if coalescer is not None and not isinstance(coalescer, Coalescer):
             raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
+        if journal is not None:
+            check_sizes(journal_segment_bytes, journal_max_bytes)
+            if flags & ACCESS == os.O_RDONLY or flags & os.O_TRUNC:
+                raise ValueError(f"a journal needs the mode r+, a, a+, x or x+, not {mode!r}")
         self._coalescer = Coalescer(**options) if coalescer is None else coalescer
         self._owns_coalescer = coalescer is None
         self._lock = threading.RLock()  # a signal handler may come in between
         self._position = 0
         try:
-            self._core = self._open(path, flags, bool(closefd), bool(direct))
+            kind = FileCore if journal is None else JournalledCore
+            self._core = self._open(path, flags, bool(closefd), bool(direct), kind)
+            if isinstance(self._core, JournalledCore):
+                if flags & os.O_CREAT and not isinstance(path, int):
+                    _sync_parent(path)
+                self._journal = _open_journal(
+                    self._core,
+                    journal,
+                    segment_bytes=journal_segment_bytes,
+                    max_bytes=journal_max_bytes,
+                    keep_segments=keep_segments,
+                )
             if self._mode.startswith("a"):
                 self._position = self._core.size()
             if type(self) is File:
@@ -96,11 +124,20 @@ class File(io.RawIOBase):
                 for name in ("pread", "pwrite", "submit_pwrite", "submit_sync"):
                     setattr(self, name, getattr(self._core, name))
         except BaseException:
+            if self._core is not None:
+                self._core.close()
             if self._owns_coalescer:
                 self._coalescer.close()
             raise
 
-    def _open(self, path: Any, flags: int, closefd: bool, direct: bool) -> FileCore:
+    # Of an object that was never initialised, which may be closed all the same.
+    _core: FileCore | None = None
+    _owns_coalescer = False
+    _journal: Journal | None = None
+
+    def _open(
+        self, path: Any, flags: int, closefd: bool, direct: bool, kind: type[FileCore]
+    ) -> FileCore:
         access = {
             "readable": flags & ACCESS != os.O_WRONLY,
             "writable": flags & ACCESS != os.O_RDONLY,
@@ -119,7 +156,7 @@ class File(io.RawIOBase):
             fd, owned = os.open(name, flags | os.O_CLOEXEC, 0o666), True
         try:
             _check_seekable(fd, name)
-            return FileCore(
+            return kind(
                 self._coalescer, fd, name, direct=direct, owns_descriptor=owned, **access
             )
         except BaseException:
@@ -212,16 +249,23 @@ class File(io.RawIOBase):
         """
         return self._file.submit_pread(n, offset, into)
 
-    def submit_pwrite(self, data: Any, offset: int) -> Ticket:
+    def submit_pwrite(self, data: Any, offset: int, *, key: bytes | None = None) -> Ticket:
         """Ask for data, any C-contiguous buffer, to be written at offset; returns at once.
 
         The buffer may be reused at once: bytes are kept, anything else is copied. Later reads
         see the bytes. The ticket ends when they are in the file (page cache; device if direct).
+
+        key, with a journal: 1 to 255 bytes that are this write's alone. Where the journal knows it
+        already, nothing is written, and the ticket has the first one's receipt: who never learnt
+        what became of a write can ask again.
         """
-        return self._file.submit_pwrite(data, offset)
+        return self._file.submit_pwrite(data, offset, key=key)
 
     def submit_sync(self) -> Ticket:
-        """Ask for all that was submitted before to be on the device; returns at once."""
+        """Ask for all that was submitted before to be on the device; returns at once.
+
+        With a journal: in the journal.
+        """
         return self._file.submit_sync()
 
     # ------------------------------------------------------------------------------ the whole file
@@ -241,8 +285,20 @@ class File(io.RawIOBase):
 
         Syncs that are asked for at once share one fdatasync. Raises OSError where that failed, and
         PoisonedError from then on: it is never retried; and the errors of flush.
+        With a journal it returns when all that was written so far is received there.
         """
         self._file.sync()
+
+    def checkpoint(self) -> None:
+        """With a journal: flush, sync the file itself, and let go of what the journal has of it.
+
+        It is made by itself before the journal is full, and on close. Raises OSError, and
+        io.UnsupportedOperation for a file without a journal.
+        """
+        core = self._file
+        if not isinstance(core, JournalledCore):
+            raise io.UnsupportedOperation("the file has no journal")
+        core.checkpoint()
 
     def truncate(self, size: int | None = None) -> int:
         """Set the size in bytes, to the position if not given; returns it."""
@@ -381,6 +437,30 @@ class File(io.RawIOBase):
         return f"<iolift.File name={self.name!r} mode={self._mode!r} direct={self.direct}>"
 
 
+def _open_journal(core: JournalledCore, path: Any, **options: Any) -> Journal:
+    """Recovers: from here on the file is as it was last received."""
+    # A storage of a test's own may stand in for the directory.
+    directory = isinstance(path, str | bytes | os.PathLike)
+    journal = Journal(
+        DirectoryStorage(path) if directory else path,
+        [core.fileno()],
+        write_back=core.landed_sequence,
+        commit_aside=core.commit_aside,
+        **options,
+    )
+    core.attach(journal)
+    return journal
+
+
+def _sync_parent(path: Any) -> None:
+    """A file that was made just now is there after a crash, too."""
+    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
 def _check_descriptor(fd: int, direct: bool) -> None:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_APPEND:
@@ -406,9 +486,12 @@ def open(
     *,
     direct: bool = False,
     coalescer: Coalescer | None = None,
+    journal: str | bytes | os.PathLike[Any] | None = None,
     **options: Any,
 ) -> File:
     """Open a file for merged I/O: see File, and Coalescer for the options.
+
+    journal: a directory for a journal of every change; see File.
 
     >>> import iolift, os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "data")
@@ -418,4 +501,4 @@ def open(
     8
     b'datasomedata'
     """
-    return File(path, mode, direct=direct, coalescer=coalescer, **options)
+    return File(path, mode, direct=direct, coalescer=coalescer, journal=journal, **options)

@@ -80,7 +80,7 @@ class Journal:
     segment_bytes: of new journals, a multiple of 4096. max_bytes: of all live segments.
     keep_segments: old segments stay, as history. max_keys: so many idempotency keys are remembered.
     background: prepares segments ahead, in a thread. extend: targets that an existing journal does
-    not know are added to it.
+    not know are added to it. commit_aside: has a thread commit what has gathered, without waiting.
 
     Raises BlockingIOError where it is open already, ForeignJournalError for other targets,
     JournalDamagedError, OSError; ValueError for a bad size.
@@ -98,6 +98,7 @@ class Journal:
         max_keys: int = 4096,
         background: bool = True,
         extend: bool = False,
+        commit_aside: Callable[[], None] | None = None,
     ) -> None:
         check_sizes(segment_bytes, max_bytes)
         self._storage = storage
@@ -106,6 +107,7 @@ class Journal:
         self._keep_segments = keep_segments
         self._max_keys = max_keys
         self._background = background
+        self.commit_aside = commit_aside or self._commit_in_thread
         self._pid = os.getpid()
         self._closed = False
         self._preparing = threading.Lock()
@@ -113,8 +115,6 @@ class Journal:
         self._spare: tuple[int, int] | None = None
         self._live: dict[int, tuple[int, int]] = {}  # number -> handle, last sequence
         self._target_error: OSError | None = None
-        self._keys: dict[bytes, int] = {}
-        self._keys_under_way: dict[bytes, Receipt] = {}
         storage.lock()
         try:
             self._open(targets, segment_bytes, extend)
@@ -134,7 +134,6 @@ class Journal:
         self.targets = match_targets(found, identities, targets, extend)
         self.recovered = recover(storage, found, self.targets, keep_segments=self._keep_segments)
         self._slot, self._place = self.recovered.slot, self.recovered.place
-        self._keys = self.recovered.keys
         numbers = [*found.history, *(segment.number for segment in found.segments)]
         self._next_number = max([self._slot.first_segment, *(n + 1 for n in numbers)])
         for segment in found.segments:
@@ -146,7 +145,11 @@ class Journal:
             segment_bytes=self._slot.segment_bytes,
             sequence=found.sequence,
             previous=found.previous,
+            keys=self.recovered.keys,
+            max_keys=self._max_keys,
         )
+        self.log.max_segments = self._max_bytes // self._slot.segment_bytes
+        self.log.live_segments = len(self._live)
         for target in targets:
             self.adopt(target)
 
@@ -185,14 +188,7 @@ class Journal:
                 f"data has {memoryview(data).nbytes} bytes, a journal with max_bytes = "
                 f"{self._max_bytes} takes at most {self.max_request} at once"
             )
-        if key:
-            earlier = self.find(key)
-            if earlier is not None:
-                return earlier
-        receipt = self.log.write(target, offset, data, key)
-        if key:
-            self._keys_under_way[key] = receipt
-        return receipt
+        return self.log.write(target, offset, data, key)
 
     def truncate(self, target: int, size: int) -> Receipt:
         """Gather a change of a target's size, bytes; returns its Receipt. O(1)."""
@@ -201,19 +197,7 @@ class Journal:
 
     def find(self, key: bytes) -> Receipt | None:
         """The receipt of the write with this key; None where the journal does not know it."""
-        receipt = self._keys_under_way.get(key)
-        if receipt is not None and receipt.state not in ("refused", "unknown"):
-            return receipt
-        sequence = self._keys.get(key)
-        return None if sequence is None else self.log.received(sequence)
-
-    def remember(self, key: bytes, sequence: int) -> None:
-        """Called by the log when the record with this key is received."""
-        self._keys_under_way.pop(key, None)
-        self._keys.pop(key, None)
-        self._keys[key] = sequence
-        if len(self._keys) > self._max_keys:
-            del self._keys[next(iter(self._keys))]
+        return self.log.find(key)
 
     def check(self) -> None:
         """Raise ForkedError, ValueError or PoisonedError where no record would be accepted."""
@@ -225,11 +209,16 @@ class Journal:
             error = self.log.poison
             raise PoisonedError(error.errno, "the journal failed before: no more is accepted")
 
+    def needed_segments(self, through: int) -> int:
+        """How many would stay after a checkpoint of all records up to `through`. O(segments)."""
+        first = self._first_needed(through)
+        return sum(number >= first for number in self._live)
+
     @property
     def max_request(self) -> int:
         """Bytes that one write may have: so many always fit, however segments are filled."""
         size = self._slot.segment_bytes
-        return (self._max_bytes // size - 2) * (size // 4)
+        return (self._max_bytes // size - 2) * (size // 4) - BLOCK
 
     @property
     def checkpointed(self) -> int:
@@ -240,6 +229,9 @@ class Journal:
     def live_bytes(self) -> int:
         """What the live segments take of the disk, the one that is ready included."""
         return (len(self._live) + (self._spare is not None)) * self._slot.segment_bytes
+
+    def _commit_in_thread(self) -> None:
+        threading.Thread(target=self.log.drain, name="iolift journal").start()
 
     # ----------------------------------------------------------------------------------- segments
 
@@ -262,11 +254,15 @@ class Journal:
             self._slot.journal_id, number, durable + 1, previous, size, self._slot.targets
         )
         room = (size // 4 - BLOCK) // KEY_ROOM
-        keys = list(self._keys.items())[-room:] if room > 0 else []
+        keys = list(self.log.keys.items())[-room:] if room > 0 else []
         self._live[number] = (handle, 0)
+        self.log.live_segments = len(self._live)
         self.log.begin_segment(handle, encode_header(header), header.salt, keys)
         if self._background:
-            threading.Thread(target=self.prepare_ahead, name="iolift journal", daemon=True).start()
+            # No daemon: it must not be stopped with the lock in its hands. RuntimeError: the
+            # interpreter ends, and the next segment is made when it is needed.
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self.prepare_ahead, name="iolift journal").start()
 
     def _prepare(self) -> tuple[int, int]:
         """A segment of zeros, whole, synced, and known by its name."""
@@ -318,7 +314,7 @@ class Journal:
                 return
             self._sync_targets()
             first = self._first_needed(through)
-            if is_last and through == durable and not self._keys:
+            if is_last and through == durable and not self.log.keys:
                 first = self._next_number
             slot = replace(
                 self._slot,
@@ -343,7 +339,7 @@ class Journal:
     def _first_needed(self, through: int) -> int:
         # The newest one stays; and while it has no byte yet, the one before, for its keys.
         stay = sorted(self._live)[-2 if self.log.is_beginning else -1 :]
-        return min(*stay, *(n for n, (_, last) in self._live.items() if last > through), 1 << 63)
+        return min([*stay, *(n for n, (_, last) in self._live.items() if last > through), 1 << 63])
 
     def _write_slot(self, slot: Slot) -> None:
         try:
@@ -355,6 +351,7 @@ class Journal:
 
     def _drop(self, number: int) -> None:
         handle, _ = self._live.pop(number)
+        self.log.live_segments = len(self._live)
         self._storage.shut(handle)
         if not self._keep_segments:
             with contextlib.suppress(OSError):

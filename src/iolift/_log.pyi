@@ -1,11 +1,18 @@
+from collections.abc import Callable, Generator
 from typing import Any, final
 
 from typing_extensions import disjoint_base
 
 from ._storage import Storage
 
+def commit_for_awaiting(receipt: Receipt) -> None: ...
+async def wait_on_loop(receipt: Receipt) -> None: ...
+
 @final
 class Receipt:
+    def done(self) -> bool: ...
+    def add_done_callback(self, fn: Callable[[Receipt], object]) -> None: ...
+    def __await__(self) -> Generator[Any, None, int]: ...
     @property
     def state(self) -> str: ...
     @property
@@ -14,6 +21,8 @@ class Receipt:
 
 @disjoint_base
 class Log:
+    live_segments: int
+    max_segments: int
     def __init__(
         self,
         journal: Any,
@@ -22,7 +31,11 @@ class Log:
         segment_bytes: int,
         sequence: int,
         previous: int,
+        keys: dict[bytes, int] | None = None,
+        max_keys: int = 0,
     ) -> None: ...
+    @property
+    def keys(self) -> dict[bytes, int]: ...
     @property
     def handle(self) -> int | None: ...
     @property
@@ -51,5 +64,5 @@ class Log:
         self, handle: int, header: bytes, salt: int, keys: list[tuple[bytes, int]]
     ) -> None: ...
     def fail(self, error: OSError) -> None: ...
-    def received(self, sequence: int) -> Receipt: ...
+    def find(self, key: bytes) -> Receipt | None: ...
     def drain(self) -> None: ...

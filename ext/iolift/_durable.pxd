@@ -1,0 +1,14 @@
+# A file with a journal: where its requests meet the log, and what has landed of it.
+
+from libc.stdint cimport int64_t, uint64_t
+
+from ._landing cimport LandingDesk
+from ._log cimport Receipt
+from ._ticket cimport Ticket
+
+
+cdef int hold_write(LandingDesk self, Ticket ticket) except -1
+cdef bint is_journal_tight(LandingDesk self, int64_t size) except -1
+cdef uint64_t landed_through(LandingDesk self) except? 0
+cdef int hold_sync(LandingDesk self, Ticket ticket) except -1
+cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except -1

@@ -1,0 +1,122 @@
+"""Durable: where the requests of a file with a journal meet the log.
+
+    submit -> hold_write: record gathers | ticket is held
+                             |                  |
+              a commit, of whoever waits        |  the hold ends as ever: a generation flies
+                             |                  v
+                         received ------> the flight begins with the receipt of its last record
+                                                |
+                                             landed -> landed_through -> a checkpoint may pass it
+
+1. A write's record gathers in the moment in which its ticket is held, so that records are in the
+   order of submission; a truncate's, in the moment in which it takes its place before others.
+2. A generation of writes reaches the file only when every record of it is received. What was not
+   received when the journal failed never does; what was, does.
+3. What a checkpoint may pass is what has landed of every write before; a write that the file
+   refused holds it back for good.
+4. Admission keeps room in the journal for all that has gathered: a flight never waits for space
+   that only its own landing would make.
+
+Who may call: any thread, with the GIL.
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from ._landing cimport LandingDesk, end_now
+from ._log cimport RECEIVED, WITHDRAWN, Log, Receipt, error_of_receipt
+from ._records cimport WRITE_RECORD
+from ._system cimport iolift_now_ns
+from ._ticket cimport FLYING, Ticket
+from ._window cimport Writes
+
+cdef enum:
+    # So much gathers before a driver commits it, where nobody waits: enough for a device to be
+    # busy while the next gathers.
+    COMMIT_BYTES = 1 << 20
+
+
+cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
+    cdef Receipt receipt = None
+    cdef Writes writes
+    if ticket.key is not None and ticket.end > ticket.offset:
+        ticket.receipt = self.log.find_key(ticket.key)
+        if ticket.receipt is not None:
+            # It was written before: what is left of it is to wait for that.
+            self.scheduler.held_bytes -= ticket.end - ticket.offset
+            ticket.end = ticket.offset
+    if ticket.end > ticket.offset:
+        receipt = self.log.add(WRITE_RECORD, self.target_number, ticket.offset, ticket.key or b"",
+                               ticket.owner, ticket.memory, ticket.end - ticket.offset)
+    try:
+        self.window.add_write(ticket)
+    except BaseException:
+        if receipt is not None:
+            self.log.withdraw(receipt)
+        raise
+    if receipt is None:
+        return 0
+    writes = self.window.writes
+    writes.last_receipt = self.last_receipt = ticket.receipt = receipt
+    if writes.first_receipt is None:
+        writes.first_receipt = receipt if receipt.head is None else receipt.head
+    if self.log.gathered_bytes >= COMMIT_BYTES and not self.log.is_committing:
+        self.log.commit_aside(self.scheduler.drivers)
+    return 0
+
+
+cdef bint is_journal_tight(LandingDesk self, int64_t size) except -1:
+    # Whether the journal has no room for one more write until something lands.
+    cdef Log log = self.log
+    if log.poison is not None or log.has_room(size, log.live_segments):
+        return False
+    if not log.gathered and not self.window.has_writes():
+        return False                        # who is alone has nobody to wait for
+    return not log.has_room(size, self.journal.needed_segments(landed_through(self)))
+
+
+cdef uint64_t landed_through(LandingDesk self) except? 0:
+    # Every record of this file up to here is in the file; of other files the journal has to ask
+    # their own desks.
+    cdef uint64_t through = self.log.chain.durable
+    cdef Writes flying = self.window.flying
+    if flying is not None:
+        through = before(through, flying.first_receipt)
+    through = before(through, self.window.writes.first_receipt)
+    for receipt in self.unlanded:
+        through = before(through, receipt)
+    return through
+
+
+cdef inline uint64_t before(uint64_t through, Receipt receipt) noexcept:
+    # One without a sequence comes later than all that are durable.
+    if receipt is None or receipt.sequence == 0 or receipt.state == WITHDRAWN:
+        return through
+    return min(through, receipt.sequence - 1)
+
+
+cdef int hold_sync(LandingDesk self, Ticket ticket) except -1:
+    # It ends when all that was submitted before is received.
+    cdef Receipt last = self.last_receipt
+    if last is None or last.state >= RECEIVED:
+        ticket.failure = None if last is None else error_of_receipt(last)
+        return end_now(self, ticket, 0)
+    ticket.receipt = last
+    ticket.state = FLYING
+
+    def end(receipt):
+        ticket.failure = error_of_receipt(receipt)
+        end_now(self, ticket, 0)
+
+    last.add_done_callback(end)
+    return 0
+
+
+cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except -1:
+    # Who waits commits, unless somebody does.
+    cdef Log log = self.log
+    while receipt.state < RECEIVED and iolift_now_ns() < until_ns:
+        if not log.is_committing:
+            log.commit()
+        else:
+            self.scheduler.wait_for_landing(until_ns)
+    return 0

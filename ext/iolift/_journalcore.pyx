@@ -1,0 +1,225 @@
+"""JournalledCore: an open file whose every change is a record of a journal first.
+
+1. Whatever changes the file - single writes, ranges, vectors, truncates - gathers a record in the
+   moment in which it takes its place among the others, and is done when that is received.
+2. A sync is over when all records gathered before it are received.
+3. A truncate takes its place when nothing is held or flying; writes that come meanwhile wait at the
+   door, so that the order in the journal is the order in the file.
+4. The journal is closed after the last ticket and before the descriptor.
+
+Who may call: any thread, with the GIL.
+"""
+
+import os
+
+from libc.errno cimport EIO
+from libc.stdint cimport INT64_MAX, int64_t
+
+from ._arguments cimport Buffer, Ranges, parse_int, parse_ranges, take_buffer
+from ._backend cimport SYNC, WRITE
+from ._bulk cimport row_length
+from ._durable cimport is_journal_tight, landed_through
+from ._filecore cimport FileCore
+from ._landing cimport Solo
+from ._log cimport RECEIVED, Receipt, error_of_receipt
+from ._records cimport MAX_KEY, TRUNCATE_RECORD
+from ._solo cimport begin_solo, end_solo
+from ._ticket cimport Ticket
+from .errors import PoisonedError, RangeError
+
+
+cdef class JournalledCore(FileCore):
+    """A FileCore with a journal, which `attach` gives it before anything is written."""
+
+    cdef Py_ssize_t truncating      # truncates that look for their place
+
+    def attach(self, journal):
+        """From now on every change goes through this journal, which is this file's alone."""
+        self.journal = journal
+        self.log = journal.log
+        self.target_number = journal.adopt(self.target.descriptor)
+
+    def landed_sequence(self):
+        """Every record up to this sequence is in the file."""
+        return landed_through(self)
+
+    def commit_aside(self):
+        """What has gathered is committed by a driver."""
+        self.log.commit_aside(self.scheduler.drivers)
+
+    cdef int finish(self) except -1:
+        if self.journal is not None:
+            self.journal.close()
+        return 0
+
+    def drain_at_exit(self):
+        # While there are threads: what one of them has locked when the interpreter ends stays so.
+        try:
+            FileCore.drain_at_exit(self)
+        finally:
+            self.finish()
+
+    cdef bint is_tight(self, int64_t size) except -1:
+        return size > 0 and (self.truncating > 0 or is_journal_tight(self, size))
+
+    def check_poison(self):
+        FileCore.check_poison(self)
+        if self.log is not None and self.log.poison is not None:
+            error = self.log.poison
+            raise PoisonedError(error.errno, f"the journal failed before ({error.strerror}): "
+                                f"no more is accepted", self.name)
+
+    cdef int check_size(self, int64_t size) except -1:
+        if size > self.journal.max_request:
+            raise ValueError(f"data has {size} bytes, the journal takes at most "
+                             f"{self.journal.max_request} at once: see journal_max_bytes")
+        return 0
+
+    # ----------------------------------------------------------------------------------- writing
+
+    def submit_pwrite(self, data, offset, *, key=None):
+        cdef Ticket ticket
+        if key is not None:
+            if type(key) is not bytes:
+                raise TypeError(f"key must be bytes, not {type(key).__name__}")
+            if not 1 <= len(key) <= MAX_KEY:
+                raise ValueError(f"key has {len(key)} bytes, 1 to {MAX_KEY} are allowed")
+        self.check_size(memoryview(data).nbytes)
+        ticket = self.ticket_for(data, offset)
+        ticket.key = key
+        self.enter(WRITE)
+        try:
+            self.submit(ticket)
+        finally:
+            self.leave()
+        return ticket
+
+    def pwrite(self, data, offset):
+        self.check_size(memoryview(data).nbytes)
+        return FileCore.pwrite(self, data, offset)
+
+    def pwritev(self, buffers, offset):
+        if isinstance(buffers, (bytes, bytearray, memoryview)):
+            raise TypeError(f"buffers must be a sequence of buffers, not {type(buffers).__name__}")
+        parts = [take_buffer(buffer, f"buffers[{i}]", False) for i, buffer in enumerate(buffers)]
+        # One request, so that a crash leaves all of it or nothing.
+        return self.pwrite(b"".join([(<char*>(<Buffer>part).view.buf)[:(<Buffer>part).view.len]
+                                     for part in parts]), offset)
+
+    def write_ranges(self, offsets, data, lengths=None):
+        cdef Buffer memory = take_buffer(data, "data", False)
+        cdef Ranges ranges
+        cdef Py_ssize_t i
+        cdef int64_t begin = 0, size
+        if lengths is None:
+            lengths = row_length(offsets, data, memory)
+        ranges = parse_ranges(offsets, lengths, True)
+        if memory.view.len != ranges.total:
+            raise ValueError(f"data has {memory.view.len} bytes, the ranges ask for {ranges.total}")
+        tickets = []
+        for i in range(ranges.n):
+            size = ranges.length if ranges.lengths == NULL else ranges.lengths[i]
+            tickets.append(self.submit_pwrite((<char*>memory.view.buf)[begin:begin + size],
+                                              ranges.offsets[i]))
+            begin += size
+        raise_worst_of(self, tickets)
+        return ranges.total
+
+    def truncate(self, size):
+        cdef int64_t length = parse_int(size, "size", 0, INT64_MAX)
+        cdef Receipt receipt
+        cdef Solo solo
+        self.enter(WRITE)
+        try:
+            receipt = take_place(self, &solo, length)
+            try:
+                self.log.settle(receipt)
+                if receipt.state != RECEIVED:
+                    raise error_of_receipt(receipt)
+                cut(self, length)
+                self.unlanded.remove(receipt)
+            finally:
+                end_solo(self, &solo, 0)
+        finally:
+            self.leave()
+
+    # ------------------------------------------------------------------------------------ syncing
+
+    def sync(self):
+        cdef Receipt last
+        self.enter(SYNC)
+        try:
+            self.scheduler.counters.syncs_asked += 1
+            while self.parked_here:
+                self.scheduler.wait_for_landing(INT64_MAX)
+            last = self.last_receipt
+            if last is not None:
+                self.log.wait(last, INT64_MAX)
+            self.check_poison()
+            self.raise_deferred()
+        finally:
+            self.leave()
+
+    def checkpoint(self):
+        """All that was submitted so far goes into the file and is synced there; what the journal
+        has of it may go."""
+        self.flush()
+        self.enter(SYNC)
+        try:
+            self.journal.checkpoint(landed_through(self))
+        finally:
+            self.leave()
+
+
+cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length):
+    # Of a truncate: nobody else's change lies between its record and its place in the file.
+    cdef Receipt receipt
+    self.truncating += 1
+    try:
+        self.settle_reads()
+        while self.window.has_writes() or self.window.reads.tickets.size:
+            self.settle_writes()
+            self.settle_reads()
+        # From here to the solo's place nothing lets go of the GIL.
+        receipt = self.log.add(TRUNCATE_RECORD, self.target_number, length, b"", None, NULL, 0)
+        self.last_receipt = receipt
+        self.unlanded.append(receipt)
+        try:
+            begin_solo(self, solo, WRITE, 0, INT64_MAX, NULL)
+        except BaseException:
+            if self.log.withdraw(receipt):
+                self.unlanded.remove(receipt)
+            else:
+                # The journal has it, and the file never will: only an open can make them agree.
+                self.poison = EIO
+            raise
+    finally:
+        self.truncating -= 1
+        self.scheduler.go_on()
+        self.scheduler.drivers.land()
+    return receipt
+
+
+cdef int cut(JournalledCore self, int64_t length) except -1:
+    try:
+        os.ftruncate(self.target.descriptor, length)
+    except OSError as error:
+        self.poison = error.errno       # ... here as well
+        raise OSError(error.errno, error.strerror, self.name) from None
+    return 0
+
+
+cdef object raise_worst_of(JournalledCore self, list tickets):
+    # All are waited for, then the first that failed by index counts.
+    errnos = {}
+    for i, ticket in enumerate(tickets):
+        error = ticket.exception()
+        if isinstance(error, PoisonedError):
+            raise error
+        if error is not None:
+            errnos[i] = error.errno if isinstance(error, OSError) else EIO
+    if errnos:
+        i = next(iter(errnos))
+        ticket = tickets[i]
+        raise RangeError(errnos[i], self.name, i, (<Ticket>ticket).offset,
+                         (<Ticket>ticket).end - (<Ticket>ticket).offset, errnos)
