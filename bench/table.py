@@ -28,8 +28,9 @@ MODULES = (
     *("window_alone", "window_asyncio", "window_cold", "window_threads", "window_joins"),
     *("window_small_writes", "window_sync_threads", "window_sync_tasks", "window_lone_reader"),
     *("window_submit", "window_idle", "window_growth"),
+    *("journal_burst", "journal_alone", "journal_threads", "journal_cost"),
 )
-PACKAGES = ("numpy", "fsspec", "obstore", "caio")
+PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict")
 
 
 def cpu() -> str:

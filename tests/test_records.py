@@ -226,3 +226,12 @@ def test_names_of_segments() -> None:
         assert _format.segment_number(name) is None
     with pytest.raises(ValueError, match="65 targets"):
         _format.encode_slot(Slot(b"j" * 16, 1, 0, 1, 0, 0, 1 << 20, (b"a" * 32,) * 65))
+
+
+def test_the_parser_is_fuzzed() -> None:
+    # A little, in every run; for longer: python tests/fuzz_journal.py.
+    from fuzz_journal import fuzz
+
+    tried, behaviours = fuzz(1e9, 1, None, most=20_000)
+    assert tried == 20_000
+    assert behaviours > 15

@@ -37,6 +37,10 @@ from ._solo cimport meets_solo
 from ._ticket cimport DONE, FLYING, HELD, Ticket, tell
 from ._window cimport Tickets, Window, Writes
 
+cdef enum:
+    # With a journal, nobody waits for the file: writes are held for it so many windows.
+    WRITE_BACK_WINDOWS = 10
+
 # Who waits is served while the device has room; what is overdue goes whatever the device does.
 cdef tuple PATIENT = ("demand", "turn")
 
@@ -91,6 +95,12 @@ cdef class DispatchDesk(LandingDesk):
                 soonest = due
         if self.window.writes.tickets.size:
             due = self.window.writes.since_ns + scheduler.write_window_ns
+            if self.log is not None and due <= now:
+                # Received in time; the file comes later, and gets more of it at once.
+                self.log.commit_aside(scheduler.drivers, True)
+                due += scheduler.write_window_ns * (WRITE_BACK_WINDOWS - 1)
+                if due > now:
+                    soonest = min(soonest, now + scheduler.write_window_ns)
             if due <= now:
                 self.dispatch_writes("time")
             else:

@@ -23,17 +23,11 @@ Who may call: any thread, with the GIL.
 from libc.stdint cimport int64_t, uint64_t
 
 from ._landing cimport LandingDesk, end_now
-from ._log cimport RECEIVED, WITHDRAWN, Log, Receipt, error_of_receipt
+from ._log cimport COMMIT_BYTES, RECEIVED, WITHDRAWN, Log, Receipt, error_of_receipt
 from ._records cimport WRITE_RECORD
 from ._system cimport iolift_now_ns
 from ._ticket cimport FLYING, Ticket
 from ._window cimport Writes
-
-cdef enum:
-    # So much gathers before a driver commits it, where nobody waits: enough for a device to be
-    # busy while the next gathers.
-    COMMIT_BYTES = 1 << 20
-
 
 cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
     cdef Receipt receipt = None
@@ -59,8 +53,8 @@ cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
     writes.last_receipt = self.last_receipt = ticket.receipt = receipt
     if writes.first_receipt is None:
         writes.first_receipt = receipt if receipt.head is None else receipt.head
-    if self.log.gathered_bytes >= COMMIT_BYTES and not self.log.is_committing:
-        self.log.commit_aside(self.scheduler.drivers)
+    if self.log.gathered_bytes >= COMMIT_BYTES:
+        self.log.commit_aside(self.scheduler.drivers, False)
     return 0
 
 

@@ -45,7 +45,7 @@ cdef class JournalledCore(FileCore):
 
     def commit_aside(self):
         """What has gathered is committed by a driver."""
-        self.log.commit_aside(self.scheduler.drivers)
+        self.log.commit_aside(self.scheduler.drivers, True)
 
     cdef int finish(self) except -1:
         if self.journal is not None:

@@ -56,6 +56,7 @@ cdef class Log(Timed):
     cdef list passed            # that were withdrawn, up to the end of the group
     cdef list heard             # of the last group, and has watchers
     cdef bint has_job           # a driver is about to commit
+    cdef bint drains            # ... until nothing is left
     cdef readonly dict keys     # idempotency key -> sequence; the oldest first
     cdef dict keys_under_way    # -> Receipt
     cdef Py_ssize_t max_keys
@@ -74,12 +75,18 @@ cdef class Log(Timed):
     cdef int settle(self, Receipt receipt) except -1
     cdef bint withdraw(self, Receipt receipt) except -1
     cdef Receipt find_key(self, bytes key)
-    cdef int commit_aside(self, Drivers drivers) except -1
+    cdef int commit_aside(self, Drivers drivers, bint all_of_it) except -1
     cdef bint has_room(self, int64_t size, Py_ssize_t needed_segments) noexcept
 
 
 cdef class CommitJob(Job):
     cdef Log log
+
+
+cdef enum:
+    # So much gathers before a driver commits it where nobody waits: a device is about as fast with
+    # groups of this size as with any.
+    COMMIT_BYTES = 1 << 20
 
 
 cdef object error_of_receipt(Receipt receipt)

@@ -56,9 +56,11 @@ cdef extern from "Python.h":
 cdef enum:
     # A record of more begins a group of its own.
     SMALL_BYTES = 1 << 17
-    # What a group of small records may grow to, and one of large ones.
+    # What a group of small records may grow to, and one of large ones, or of a backlog that keeps
+    # the device busy for longer than that anyway.
     GROUP_BYTES = 1 << 20
     LARGE_GROUP_BYTES = 1 << 22
+    BACKLOG_BYTES = 1 << 22
     MAX_REFUSALS = 100
     SIGNAL_CHECK_NS = 50000000
 
@@ -320,9 +322,10 @@ cdef class Log(Timed):
         return ((self.max_segments - needed_segments - 1) * quarter
                 >= self.gathered_bytes + record_bytes(size))
 
-    cdef int commit_aside(self, Drivers drivers) except -1:
-        # What has gathered goes, and the caller does not wait for it.
+    cdef int commit_aside(self, Drivers drivers, bint all_of_it) except -1:
+        # What has gathered goes, all or in full groups, and the caller does not wait for it.
         cdef CommitJob job
+        self.drains = self.drains or all_of_it
         if self.has_job or not self.gathered:
             return 0
         job = CommitJob.__new__(CommitJob)
@@ -400,12 +403,15 @@ cdef class Log(Timed):
 cdef class CommitJob(Job):
     cdef void finish(self) noexcept:
         cdef Log log = self.log
-        log.has_job = False
         try:
-            while log.gathered and not log.is_committing:
-                log.commit()
+            while log.gathered and (log.drains or log.gathered_bytes >= COMMIT_BYTES):
+                if log.is_committing:
+                    log.waiters.wait_for_landing(log.waiters.landings(), INT64_MAX)
+                else:
+                    log.commit()
         except BaseException as error:
             log.fail(OSError(EIO, repr(error)))
+        log.has_job = log.drains = False
 
 
 cdef void tell(Log self) noexcept:
@@ -460,8 +466,9 @@ cdef int64_t take_group(Log self) except -1:
             more = record_bytes(receipt.size + receipt.key_size)
             if size == 0:
                 is_large = receipt.size > SMALL_BYTES
-                limit = min(<int64_t>(LARGE_GROUP_BYTES if is_large else GROUP_BYTES),
-                            self.segment_bytes // 2)
+                limit = (LARGE_GROUP_BYTES if is_large or self.gathered_bytes >= BACKLOG_BYTES
+                         else GROUP_BYTES)
+                limit = min(limit, self.segment_bytes // 2)
             elif size + more > limit or (receipt.size > SMALL_BYTES) != is_large:
                 break
             size += more

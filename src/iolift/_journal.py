@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 ZEROS = bytes(1 << 20)
 MIN_SEGMENT_BYTES = 8 * BLOCK
+# So many segments are made ready where there is time for it, after a checkpoint: a burst that fits
+# in them has the disk for itself.
+SPARES = 3
 KEY_ROOM = LIMITS["header"] + 256
 
 
@@ -112,7 +115,7 @@ class Journal:
         self._closed = False
         self._preparing = threading.Lock()
         self._checkpointing = threading.Lock()
-        self._spare: tuple[int, int] | None = None
+        self._spares: list[tuple[int, int]] = []  # number, handle
         self._live: dict[int, tuple[int, int]] = {}  # number -> handle, last sequence
         self._target_error: OSError | None = None
         storage.lock()
@@ -228,7 +231,7 @@ class Journal:
     @property
     def live_bytes(self) -> int:
         """What the live segments take of the disk, the one that is ready included."""
-        return (len(self._live) + (self._spare is not None)) * self._slot.segment_bytes
+        return (len(self._live) + len(self._spares)) * self._slot.segment_bytes
 
     def _commit_in_thread(self) -> None:
         threading.Thread(target=self.log.drain, name="iolift journal").start()
@@ -240,15 +243,14 @@ class Journal:
         size = self._slot.segment_bytes
         if self._live:
             self._live[max(self._live)] = (self._live[max(self._live)][0], self.log.durable)
-        if self._spare is None and (len(self._live) + 1) * size > self._max_bytes:
+        if not self._spares and (len(self._live) + 1) * size > self._max_bytes:
             self.checkpoint(self._write_back())
             if (len(self._live) + 1) * size > self._max_bytes:
                 raise JournalError(errno.ENOSPC, f"the journal is full: {self._max_bytes} bytes")
         with self._preparing:
-            if self._spare is None:
-                self._spare = self._prepare()
-            number, handle = self._spare
-            self._spare = None
+            if not self._spares:
+                self._spares.append(self._prepare())
+            number, handle = self._spares.pop(0)
         durable, previous = self.log.checkpointable
         header = SegmentHeader(
             self._slot.journal_id, number, durable + 1, previous, size, self._slot.targets
@@ -258,11 +260,8 @@ class Journal:
         self._live[number] = (handle, 0)
         self.log.live_segments = len(self._live)
         self.log.begin_segment(handle, encode_header(header), header.salt, keys)
-        if self._background:
-            # No daemon: it must not be stopped with the lock in its hands. RuntimeError: the
-            # interpreter ends, and the next segment is made when it is needed.
-            with contextlib.suppress(RuntimeError):
-                threading.Thread(target=self.prepare_ahead, name="iolift journal").start()
+        if not self._spares:
+            self._prepare_aside(1)
 
     def _prepare(self) -> tuple[int, int]:
         """A segment of zeros, whole, synced, and known by its name."""
@@ -289,12 +288,21 @@ class Journal:
         self._next_number = number + 1
         return number, handle
 
-    def prepare_ahead(self) -> None:
-        """Have the next segment ready before it is needed. An error shows when it is needed."""
+    def _prepare_aside(self, count: int) -> None:
+        if not self._background:
+            return
+        # No daemon: it must not be stopped with the lock in its hands. RuntimeError: the
+        # interpreter ends, and the next segment is made when it is needed.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self.prepare_ahead, args=[count], name="iolift journal").start()
+
+    def prepare_ahead(self, count: int = 1) -> None:
+        """Have the next segments ready before they are needed. An error shows when they are."""
         with contextlib.suppress(OSError), self._preparing:
-            room = (len(self._live) + 1) * self._slot.segment_bytes <= self._max_bytes
-            if self._spare is None and room and not self._closed and self.log.poison is None:
-                self._spare = self._prepare()
+            while len(self._spares) < count and not self._closed and self.log.poison is None:
+                if self.live_bytes + self._slot.segment_bytes > self._max_bytes:
+                    break
+                self._spares.append(self._prepare())
 
     # --------------------------------------------------------------------------------- checkpoint
 
@@ -327,6 +335,8 @@ class Journal:
             self._write_slot(slot)
             for number in sorted(n for n in self._live if n < first):
                 self._drop(number)
+        if not is_last:
+            self._prepare_aside(SPARES)
 
     def _sync_targets(self) -> None:
         for target in self.targets.values():
@@ -373,8 +383,9 @@ class Journal:
                 for handle, _ in self._live.values():
                     self._storage.shut(handle)
                 self._live.clear()
-                if self._spare is not None:
-                    self._storage.shut(self._spare[1])
+                for _, handle in self._spares:
+                    self._storage.shut(handle)
+                self._spares.clear()
             self._storage.close()
 
     def _finish(self) -> None:
@@ -382,12 +393,11 @@ class Journal:
         if self.log.poison is not None:
             return
         with self._preparing:
-            if self._spare is not None:
-                number, handle = self._spare
-                self._spare = None
+            for number, handle in self._spares:
                 self._storage.shut(handle)
                 with contextlib.suppress(OSError):
                     self._storage.unlink(segment_name(number))
+            self._spares.clear()
         self.checkpoint(self._write_back(), is_last=True)
 
 

@@ -24,7 +24,7 @@ from ._storage import Storage, write_all
 from ._survey import Segment, Survey, read_segment, unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ._records import Entry
 
@@ -59,9 +59,11 @@ def replayable(found: Survey) -> Iterator[tuple[Segment, list[Entry]]]:
 
 def pending_targets(found: Survey) -> set[int]:
     """Which targets must be there for a replay."""
-    return {
-        entry.target for _, entries in replayable(found) for entry in entries if entry.type != "key"
-    }
+    return _targets_of(replayable(found))
+
+
+def _targets_of(work: Iterable[tuple[Segment, list[Entry]]]) -> set[int]:
+    return {entry.target for _, entries in work for entry in entries if entry.type != "key"}
 
 
 def keys_of(found: Survey) -> dict[bytes, int]:
@@ -100,14 +102,15 @@ def recover(
     """
     if found.damage is not None:
         raise found.damage
-    missing = pending_targets(found) - targets.keys()
+    work = list(replayable(found))
+    missing = _targets_of(work) - targets.keys()
     if missing:
         raise KeyError(min(missing))
     tails = tuple(_cut_tails(storage, found))
     records = size = 0
     touched: set[int] = set()
-    total = sum(len(entries) for _, entries in replayable(found))
-    for segment, entries in replayable(found):
+    total = sum(len(entries) for _, entries in work)
+    for segment, entries in work:
         data = read_segment(storage, segment.number)
         for entry in entries:
             if entry.type != "key":
