@@ -32,15 +32,14 @@ from ._window cimport Writes
 cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
     cdef Receipt receipt = None
     cdef Writes writes
-    if ticket.key is not None and ticket.end > ticket.offset:
-        ticket.receipt = self.log.find_key(ticket.key)
-        if ticket.receipt is not None:
-            # It was written before: what is left of it is to wait for that.
-            self.scheduler.held_bytes -= ticket.end - ticket.offset
-            ticket.end = ticket.offset
     if ticket.end > ticket.offset:
         receipt = self.log.add(WRITE_RECORD, self.target_number, ticket.offset, ticket.key or b"",
                                ticket.owner, ticket.memory, ticket.end - ticket.offset)
+        if self.log.was_known:
+            # It was written before: what is left of it is to wait for that.
+            self.scheduler.held_bytes -= ticket.end - ticket.offset
+            ticket.end = ticket.offset
+            ticket.receipt, receipt = receipt, None
     try:
         self.window.add_write(ticket)
     except BaseException:
@@ -112,5 +111,5 @@ cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except
         if not log.is_committing:
             log.commit()
         else:
-            self.scheduler.wait_for_landing(until_ns)
+            log.waiters.wait_for_landing(log.waiters.landings(), until_ns)
     return 0

@@ -55,6 +55,7 @@ cdef class Log(Timed):
     cdef list group
     cdef list passed            # that were withdrawn, up to the end of the group
     cdef list heard             # of the last group, and has watchers
+    cdef bint was_known         # the key of what was added last
     cdef bint has_job           # a driver is about to commit
     cdef bint drains            # ... until nothing is left
     cdef readonly dict keys     # idempotency key -> sequence; the oldest first

@@ -200,9 +200,6 @@ cdef class Log(Timed):
         Where the key is known, nothing is gathered, and the receipt is the first one's.
         """
         cdef Buffer buffer
-        cdef Receipt earlier = self.find_key(key)
-        if earlier is not None:
-            return earlier
         if type(data) is not bytes:
             buffer = take_buffer(data, "data", False)
             data = (<char*>buffer.view.buf)[:buffer.view.len]
@@ -218,15 +215,18 @@ cdef class Log(Timed):
 
     cdef Receipt add(self, RecordType type, uint32_t target, uint64_t offset, bytes key,
                      object owner, const char* memory, int64_t size):
-        cdef Receipt receipt, head = None
-        cdef int64_t part
-        cdef uint32_t flags = 0
+        # The Receipt of its last part. All of them are made before any is put in line: to make an
+        # object may let others in, who must not come between. `was_known`: of the key; nothing was
+        # gathered, and the Receipt is the first one's.
+        cdef Receipt receipt = None, head = None
+        cdef int64_t part, total = 0
+        cdef list parts = []
         if self.poison is not None:
             raise PoisonedError(self.poison.errno, f"the journal failed before "
                                 f"({os.strerror(self.poison.errno)}): no more is accepted")
         if len(key) > MAX_KEY:
             raise ValueError(f"key has {len(key)} bytes, at most {MAX_KEY} are allowed")
-        while True:
+        while receipt is None or size:
             part = min(size, self.max_part)
             receipt = Receipt.__new__(Receipt)
             receipt.log = self
@@ -237,19 +237,25 @@ cdef class Log(Timed):
             receipt.owner = owner
             receipt.memory = memory
             receipt.size = part
-            receipt.flags = flags | (MORE if part < size else 0)
-            flags = CONTINUES
+            receipt.flags = (CONTINUES if parts else 0) | (MORE if part < size else 0)
             set_key(receipt, b"" if part < size else key)
-            self.gathered.append(receipt)
-            self.gathered_bytes += record_bytes(part + receipt.key_size)
-            if part == size:
-                if receipt.key_size:
-                    self.keys_under_way[key] = receipt
-                return receipt
-            head = head or receipt
+            total += record_bytes(part + receipt.key_size)
+            parts.append(receipt)
+            head = parts[0]
             offset += part
             memory += part
             size -= part
+        head = self.find_key(key)
+        self.was_known = head is not None
+        if self.was_known:
+            return head
+        if self.poison is not None:
+            raise PoisonedError(self.poison.errno, "the journal failed just now")
+        self.gathered.extend(parts)
+        self.gathered_bytes += total
+        if receipt.key_size:
+            self.keys_under_way[key] = receipt
+        return receipt
 
     def fail(self, error):
         """The journal's owner met an error of its own: from now on nothing is gathered. A group
@@ -488,7 +494,8 @@ cdef int64_t take_group(Log self) except -1:
         size += self.header_size
     self.passed = []
     self.group = []
-    for _ in range(count):
+    # Lists were made since `count`, which may have let others in.
+    for _ in range(min(count, len(self.gathered))):
         receipt = self.gathered.popleft()
         if receipt.state != GATHERED:
             self.passed.append(receipt)

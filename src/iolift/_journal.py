@@ -137,6 +137,8 @@ class Journal:
         self.targets = match_targets(found, identities, targets, extend)
         self.recovered = recover(storage, found, self.targets, keep_segments=self._keep_segments)
         self._slot, self._place = self.recovered.slot, self.recovered.place
+        self._begun: int | None = None
+        self._established = self._slot.first_segment
         numbers = [*found.history, *(segment.number for segment in found.segments)]
         self._next_number = max([self._slot.first_segment, *(n + 1 for n in numbers)])
         for segment in found.segments:
@@ -258,10 +260,13 @@ class Journal:
         room = (size // 4 - BLOCK) // KEY_ROOM
         keys = list(self.log.keys.items())[-room:] if room > 0 else []
         self._live[number] = (handle, 0)
+        self._begun = number
         self.log.live_segments = len(self._live)
         self.log.begin_segment(handle, encode_header(header), header.salt, keys)
         if not self._spares:
-            self._prepare_aside(1)
+            self._aside(lambda: self.prepare_ahead(1))
+        if 2 * self.live_bytes > self._max_bytes:
+            self._aside(self._checkpoint_quietly)
 
     def _prepare(self) -> tuple[int, int]:
         """A segment of zeros, whole, synced, and known by its name."""
@@ -288,13 +293,17 @@ class Journal:
         self._next_number = number + 1
         return number, handle
 
-    def _prepare_aside(self, count: int) -> None:
-        if not self._background:
-            return
-        # No daemon: it must not be stopped with the lock in its hands. RuntimeError: the
-        # interpreter ends, and the next segment is made when it is needed.
-        with contextlib.suppress(RuntimeError):
-            threading.Thread(target=self.prepare_ahead, args=[count], name="iolift journal").start()
+    def _aside(self, work: Callable[[], None]) -> None:
+        # No daemon: it must not be stopped with a lock in its hands. RuntimeError: the interpreter
+        # ends, and what was to be made ahead is made when it is needed.
+        if self._background:
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=work, name="iolift journal").start()
+
+    def _checkpoint_quietly(self) -> None:
+        """Before the journal is full, so that nobody waits for it. An error shows when it is."""
+        with contextlib.suppress(OSError, ValueError):
+            self.checkpoint(self._write_back())
 
     def prepare_ahead(self, count: int = 1) -> None:
         """Have the next segments ready before they are needed. An error shows when they are."""
@@ -318,7 +327,7 @@ class Journal:
                 raise JournalError(error.errno, f"a target failed before ({error.strerror})")
             durable, previous = self.log.checkpointable
             through = min(through, durable)
-            if through <= self._slot.sequence or self.log.poison is not None:
+            if through <= self._slot.sequence or self.log.poison is not None or self._closed:
                 return
             self._sync_targets()
             first = self._first_needed(through)
@@ -336,7 +345,7 @@ class Journal:
             for number in sorted(n for n in self._live if n < first):
                 self._drop(number)
         if not is_last:
-            self._prepare_aside(SPARES)
+            self._aside(lambda: self.prepare_ahead(SPARES))
 
     def _sync_targets(self) -> None:
         for target in self.targets.values():
@@ -347,9 +356,14 @@ class Journal:
                 raise
 
     def _first_needed(self, through: int) -> int:
-        # The newest one stays; and while it has no byte yet, the one before, for its keys.
-        stay = sorted(self._live)[-2 if self.log.is_beginning else -1 :]
-        return min([*stay, *(n for n, (_, last) in self._live.items() if last > through), 1 << 63])
+        # What has all keys stays, until a segment of ours, which begins with them, is on the disk.
+        if self._begun is not None and not self.log.is_beginning:
+            self._established = self._begun
+        return min(
+            self._established,
+            *(n for n, (_, last) in self._live.items() if last > through),
+            1 << 63,
+        )
 
     def _write_slot(self, slot: Slot) -> None:
         try:
@@ -378,8 +392,8 @@ class Journal:
             if os.getpid() == self._pid:
                 self._finish()
         finally:
-            self._closed = True
-            with self._preparing:
+            with self._checkpointing, self._preparing:
+                self._closed = True
                 for handle, _ in self._live.values():
                     self._storage.shut(handle)
                 self._live.clear()
