@@ -46,8 +46,12 @@ def crashed(place: Path, name: str) -> Path:
     copy = place / name
     copy.mkdir()
     unfinished = shutil.ignore_patterns("*.new")  # a segment that is being prepared
-    shutil.copytree(place / "data.journal", copy / "data.journal", ignore=unfinished)
-    return copy
+    while True:
+        try:
+            shutil.copytree(place / "data.journal", copy / "data.journal", ignore=unfinished)
+            return copy
+        except shutil.Error:  # one was renamed or removed meanwhile: no moment in time
+            shutil.rmtree(copy / "data.journal")
 
 
 def recovered(place: Path, copy: Path, before: bytes = b"") -> bytes:
