@@ -283,7 +283,7 @@ cdef int take_reads(Flight self, Window window, uint64_t number) except -1:
 cdef int take_writes(Flight self, Window window, uint64_t number) except -1:
     self.writes = window.flying = window.take_writes(self.writes)
     self.record.number = number
-    self.is_journalled = writes.last_receipt is not None
+    self.is_journalled = self.writes.last_receipt is not None
     return make_pieces(self)
 
 

@@ -75,6 +75,7 @@ class File(io.RawIOBase):
     # Also of an object that __init__ has not seen, and that is closed when it goes.
     _core: FileCore | None = None
     _owns_coalescer = False
+    _journal: Journal | None = None
 
     def __init__(
         self,
@@ -129,11 +130,6 @@ class File(io.RawIOBase):
             if self._owns_coalescer:
                 self._coalescer.close()
             raise
-
-    # Of an object that was never initialised, which may be closed all the same.
-    _core: FileCore | None = None
-    _owns_coalescer = False
-    _journal: Journal | None = None
 
     def _open(
         self, path: Any, flags: int, closefd: bool, direct: bool, kind: type[FileCore]
