@@ -18,6 +18,7 @@ from modeldisk import ModelDisk, Recorder
 
 from iolift._journal import Journal, check_sizes
 from iolift._storage import DirectoryStorage
+from iolift._survey import survey
 from iolift.errors import (
     ForeignJournalError,
     JournalDamagedError,
@@ -338,6 +339,31 @@ def test_keys_outlive_their_segments_and_the_youngest_are_remembered() -> None:
     assert rig.reopen(max_keys=5).journal.find(b"key7").wait() == sequences[7]
 
 
+def test_keys_keep_their_age_where_a_crash_tore_the_segment_that_they_were_carried_into() -> None:
+    """Only the first of those that were carried are there: they are not the youngest."""
+    rig = Rig()
+    receipts = [rig.write(0, b"x", b"key%d" % i) for i in range(15)]
+    receipts[-1].wait()
+    carried: list[Any] = []
+    while not carried:
+        rig.write(0, bytes(4000)).wait()
+        segment = survey(rig.disk).segments[-1]
+        carried = [entry for entry in segment.entries if entry.type == "key"]
+    assert [entry.key for entry in carried] == [b"key%d" % i for i in range(3, 15)]
+    inode = rig.disk.names_now[segment.name]
+    torn = inode.content[: carried[6].position]
+    inode.durable = bytes(torn).ljust(SEGMENT, b"\0")
+
+    rig = rig.reopen()
+    assert list(rig.journal.log.keys) == [b"key%d" % i for i in range(15)]
+    rig.write(0, b"x", b"key15").wait()
+    for _ in range(12):
+        rig.write(0, bytes(12000)).wait()
+        rig.journal.checkpoint(rig.write_back())
+    known = [i for i in range(16) if rig.reopen().journal.find(b"key%d" % i)]
+    assert known == list(range(4, 16))
+
+
 # ----------------------------------------------------------------------------------------- failures
 
 
@@ -536,6 +562,7 @@ def test_a_forked_child_is_refused(tmp_path: Path) -> None:
         from iolift import ForkedError
         from iolift._journal import Journal
         from iolift._storage import DirectoryStorage
+from iolift._survey import survey
         fd = os.open(sys.argv[1] + "/data", os.O_RDWR | os.O_CREAT)
         storage = DirectoryStorage(sys.argv[1] + "/j")
         journal = Journal(storage, [fd], write_back=lambda: 0, background=False)

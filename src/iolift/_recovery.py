@@ -71,9 +71,10 @@ def keys_of(found: Survey) -> dict[bytes, int]:
     keys: dict[bytes, int] = {}
     for _, entry in found.entries():
         if entry.key:
-            keys.pop(entry.key, None)
             keys[entry.key] = entry.offset if entry.type == "key" else entry.sequence
-    return keys
+    # By age, not by place: a segment that a crash tore may begin with only the first of the keys
+    # that were carried into it, and these are not the youngest.
+    return dict(sorted(keys.items(), key=lambda item: item[1]))
 
 
 def apply(storage: Storage, entry: Entry, data: bytes, handle: int) -> int:
