@@ -30,11 +30,13 @@ class LostError(AssertionError):
 
 
 class Told(NamedTuple):
-    """asked: the targets after each request. received, keys: what was promised so far."""
+    """asked: the targets after each request; asked_keys: all keys. received, keys: what was
+    promised so far."""
 
     asked: list[Any]
     received: int
     keys: list[bytes]
+    asked_keys: list[bytes]
 
 
 class Worker:
@@ -145,12 +147,13 @@ class Explorer:
             worker.step()
         if self.chance.random() < 0.3:
             worker.journal.close()
-        self.crash_all(ModelDisk(targets), recorder.log, worker.states[0])
+        nothing = Told([worker.states[0]], 0, [], [])
+        self.crash_all(ModelDisk(targets), recorder.log, nothing)
 
-    def crash_all(self, start: ModelDisk, log: list[tuple[Any, ...]], first: Any) -> None:
-        asked, received = [first], [0]
-        keys: list[bytes] = []
-        asked_keys: list[bytes] = []
+    def crash_all(self, start: ModelDisk, log: list[tuple[Any, ...]], before: Told) -> None:
+        asked, received = list(before.asked), [before.received]
+        first = len(asked) - 1  # the log counts from what it began with
+        keys, asked_keys = list(before.keys), list(before.asked_keys)
 
         def noted(what: str, value: Any) -> None:
             if what == "asked":
@@ -160,12 +163,16 @@ class Explorer:
             elif what == "asked key":
                 asked_keys.append(value)
             else:
-                received.append(max(received[-1], value))
+                received.append(max(received[-1], first + value))
 
         for disk in replay(start, log, noted):
             for _ in range(self.per_point):
                 known = [key for key in keys if key in asked_keys[-KEYS:]]
-                self.look(disk.crash(self.chance), Told(asked, received[-1], known), self.deep)
+                told = Told(asked, received[-1], known, asked_keys)
+                if self.deep and self.chance.random() < 0.1:
+                    self.kill(disk, told, self.deep)
+                else:
+                    self.look(disk.crash(self.chance), told, self.deep)
 
     def look(self, state: ModelDisk, told: Told, deep: int) -> None:
         self.states += 1
@@ -180,13 +187,25 @@ class Explorer:
             if self.chance.random() < 0.05:
                 self.again(state)
 
+    def kill(self, state: ModelDisk, told: Told, deep: int) -> None:
+        """The process dies, and the system does not: what is found may be on no device yet."""
+        if self.chance.random() < 0.1:
+            self.go_on(state, told)
+        else:
+            self.crash_recovery(state, told, deep)
+
     def crash_recovery(self, state: ModelDisk, told: Told, deep: int) -> None:
-        """The power goes while the journal is being opened."""
+        """The power goes while the journal is being opened, or just after."""
         recorder = record_on(state)
-        reopen(recorder, **self.options)
+        journal = reopen(recorder, **self.options)
         check(recorder, told)
-        steps = [op for op in recorder.log if op[0] not in ("open", "shut")]
-        stop = self.chance.randint(0, max(0, len(steps) - 1))
+        check_keys(journal, told)
+        steps = sum(op[0] not in ("open", "shut") for op in recorder.log)
+        stop = self.chance.randint(0, steps)
+        if stop == steps:  # what was found is found again
+            told = told._replace(received=told.asked.index(recorder.contents(), told.received))
+            self.look(recorder.crash(self.chance), told, deep - 1)
+            return
         for i, disk in enumerate(replay(state, recorder.log, lambda *_: None)):
             if i == stop:
                 self.look(disk.crash(self.chance), told, deep - 1)
@@ -205,11 +224,14 @@ class Explorer:
         recorder = record_on(state)
         worker = Worker(recorder, self.chance, **self.options)
         check_contents(worker.states[0], told)
+        found = told.asked.index(worker.states[0], told.received)
+        told = told._replace(asked=told.asked[: found + 1])
+        recorder.note("received", 0)  # from here on, what was found is found again
         for _ in range(4):
             worker.step()
         before = self.per_point, self.deep
         self.per_point, self.deep = 2, 0
-        self.crash_all(state, recorder.log, worker.states[0])
+        self.crash_all(state, recorder.log, told)
         self.per_point, self.deep = before
 
 

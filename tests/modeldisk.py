@@ -5,6 +5,9 @@ on the device is what was synced. After a crash each write that was not flushed 
 torn into sectors of 512 bytes, each by itself; each name that was made, changed or removed since
 the last sync of the directory is the old one or the new one.
 
+A process that is killed takes nothing with it: what was written is still seen (`copy_of`), and may
+be lost by a crash that comes later.
+
 A `Recorder` notes what happens, so that one run of a workload gives the state of the disk after
 each of its operations: `replay` walks through them.
 """
@@ -94,7 +97,7 @@ class ModelDisk:
 
     def _happens(self, operation: tuple[Any, ...]) -> None:
         """Before each operation; a subclass may note it, or raise."""
-        if operation[0] != "read":
+        if operation[0] not in ("read", "sync", "sync_directory"):
             self.changes += 1
 
     def lock(self, shared: bool = False) -> None:
@@ -224,13 +227,27 @@ class Recorder(ModelDisk):
         self.log.append(("note", *what))
 
 
+def copy_of(state: ModelDisk, copy: ModelDisk) -> ModelDisk:
+    """The same disk, for another process: with all that is not on the device yet, and unlocked."""
+    inodes: dict[int, Inode] = {}
+
+    def found(inode: Inode) -> Inode:
+        if id(inode) not in inodes:
+            new = inodes[id(inode)] = Inode(inode.durable)
+            new.content, new.pending = bytearray(inode.content), list(inode.pending)
+        return inodes[id(inode)]
+
+    copy.names_now = {name: found(inode) for name, inode in state.names_now.items()}
+    copy.names_durable = {name: found(inode) for name, inode in state.names_durable.items()}
+    copy.targets = [found(target) for target in state.targets]
+    copy.handles = dict(enumerate(copy.targets))
+    return copy
+
+
 def record_on(state: ModelDisk) -> Recorder:
     """A recorder that begins with the state of another disk."""
     recorder = Recorder(0)
-    recorder.names_now = {name: Inode(inode.durable) for name, inode in state.names_now.items()}
-    recorder.names_durable = dict(recorder.names_now)
-    recorder.targets = [Inode(target.durable) for target in state.targets]
-    recorder.handles = dict(enumerate(recorder.targets))
+    copy_of(state, recorder)
     return recorder
 
 
@@ -238,11 +255,7 @@ def replay(
     start: ModelDisk, log: list[tuple[Any, ...]], noted: Callable[..., None]
 ) -> Iterator[ModelDisk]:
     """The disk after each change of a log that began on `start`. Notes are told in between."""
-    disk = ModelDisk(0)
-    disk.names_now = {name: Inode(inode.durable) for name, inode in start.names_now.items()}
-    disk.names_durable = dict(disk.names_now)
-    disk.targets = [Inode(target.durable) for target in start.targets]
-    disk.handles = dict(enumerate(disk.targets))
+    disk = copy_of(start, ModelDisk(0))
     for name, *arguments in log:
         if name == "note":
             noted(*arguments)

@@ -128,6 +128,7 @@ class Careless:
 
 
 RULES_OF_RECOVERY: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "what was found is synced": (_recovery, "_sync_found", lambda storage, found: None),
     "the tail is cut": (_recovery, "_cut_tails", lambda storage, found: iter(())),
     "the cut is synced": (
         _recovery,
@@ -150,6 +151,26 @@ RULES_OF_RECOVERY: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 def test_a_broken_rule_of_recovery_is_caught(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, name, broken = RULES_OF_RECOVERY[rule]
     monkeypatch.setattr(module, name, broken)
+    assert_caught(lambda seed: Explorer(seed, per_point=3, deep=2).run(20, 1))
+
+
+@pytest.mark.parametrize("name", ["checkpoint", ".seg"])
+def test_all_that_was_found_must_be_synced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint alone is not enough, nor are the segments."""
+
+    def half(storage: Any, found: Any, sync: Any = _recovery._sync_found) -> None:
+        handles: set[int] = set()
+
+        class Half(Careless):
+            def open(self, opened: str) -> int:
+                handle: int = storage.open(opened)
+                if name in opened:
+                    handles.add(handle)
+                return handle
+
+        sync(Half(storage, handles.__contains__), found)
+
+    monkeypatch.setattr(_recovery, "_sync_found", half)
     assert_caught(lambda seed: Explorer(seed, per_point=3, deep=2).run(20, 1))
 
 

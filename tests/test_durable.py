@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import child
 import pytest
-from crashing import Explorer
+from crashing import Explorer, Told
 from durable import SEGMENT, Disk, Stack
 from faulty import FaultyDisk
 from gated import GatedDisk
@@ -410,7 +410,7 @@ def test_the_whole_stack_crashes(
     assert stack.disk.contents() == (bytes(stack.content),)
     explorer = Explorer(seed, deep=1)
     log = stack.disk.log
-    explorer.crash_all(ModelDisk(1), log, (b"",))
+    explorer.crash_all(ModelDisk(1), log, Told([(b"",)], 0, [], []))
     assert explorer.states > 100
 
 

@@ -76,7 +76,7 @@ def work(disk: ModelDisk) -> Told:
     """What was asked and received; an error ends the run, or the request, as it would a user's."""
     chance = random.Random(1)
     content = bytearray()
-    told = Told([(b"",)], 0, [])
+    told = Told([(b"",)], 0, [], [])
     pending: list[Any] = []
     written = 0
 

@@ -1,12 +1,14 @@
 """Recovery: from whatever a crash left to targets that have every record, and an empty journal.
 
-    survey -> copy the tail aside -> cut it -> replay -> sync the targets -> slot -> old ones go
+    survey -> sync what it read -> copy the tail aside -> cut it
+           -> replay -> sync the targets -> slot -> old ones go
 
-1. Nothing is touched before the survey has found no damage.
+1. Nothing is touched before the survey has found no damage. What it read may be on no device yet,
+   where a process died and the system did not: it is synced before anything is made of it.
 2. Every step may be the last: the next recovery does the same again. A tail is cut, and that is
    synced, before anything new is written; the slot comes after the targets' sync; segments go after
    the slot's.
-3. Where there is nothing to do, nothing is written.
+3. Where there is nothing to do, nothing is written, only synced.
 
 Who may call: whoever has the journal's lock. Names come from the directory and from numbers, never
 from what a record says.
@@ -107,6 +109,7 @@ def recover(
     missing = _targets_of(work) - targets.keys()
     if missing:
         raise KeyError(min(missing))
+    _sync_found(storage, found)
     tails = tuple(_cut_tails(storage, found))
     records = size = 0
     touched: set[int] = set()
@@ -161,6 +164,17 @@ def write_slot(storage: Storage, slot: Slot, place: int) -> None:
         storage.sync(handle)
     finally:
         storage.shut(handle)
+
+
+def _sync_found(storage: Storage, found: Survey) -> None:
+    names = [CHECKPOINT_NAME, *(s.name for s in found.segments if s.header is not None)]
+    for name in names:
+        handle = storage.open(name)
+        try:
+            storage.sync(handle)
+        finally:
+            storage.shut(handle)
+    storage.sync_directory()
 
 
 def _cut_tails(storage: Storage, found: Survey) -> Iterator[str]:
