@@ -1,8 +1,9 @@
 """Goal: what the journal promises, checked on every state that a crash may leave.
 
 A workload writes to its targets through a journal on a recording disk, and notes what it asked for
-and what it was told. Then the power goes after each operation, the journal is opened again, and the
-targets must be as after some prefix of the requests that has every receipt.
+and what it was told. Then the power goes after each operation, or the process dies, the next one
+opens the journal, and the power goes after that. The journal is opened again, and the targets must
+be as after some prefix of the requests that has every receipt.
 """
 
 from __future__ import annotations
