@@ -20,6 +20,7 @@ from ._backend cimport SYNC, WRITE
 from ._bulk cimport row_length
 from ._durable cimport is_journal_tight, landed_through
 from ._filecore cimport FileCore
+from ._gil cimport give_way
 from ._landing cimport Solo
 from ._log cimport RECEIVED, Receipt, error_of_receipt
 from ._records cimport MAX_KEY, TRUNCATE_RECORD
@@ -85,6 +86,7 @@ cdef class JournalledCore(FileCore):
             if not 1 <= len(key) <= MAX_KEY:
                 raise ValueError(f"key has {len(key)} bytes, 1 to {MAX_KEY} are allowed")
         self.check_size(memoryview(data).nbytes)
+        give_way()
         ticket = self.ticket_for(data, offset)
         ticket.key = key
         self.enter(WRITE)
