@@ -575,7 +575,6 @@ def test_a_forked_child_is_refused(tmp_path: Path) -> None:
         from iolift import ForkedError
         from iolift._journal import Journal
         from iolift._storage import DirectoryStorage
-from iolift._survey import survey
         fd = os.open(sys.argv[1] + "/data", os.O_RDWR | os.O_CREAT)
         storage = DirectoryStorage(sys.argv[1] + "/j")
         journal = Journal(storage, [fd], write_back=lambda: 0, background=False)

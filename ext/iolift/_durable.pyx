@@ -111,5 +111,5 @@ cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except
         if not log.is_committing:
             log.commit()
         else:
-            log.waiters.wait_for_landing(log.waiters.landings(), until_ns)
+            log.wait_for_commit(until_ns)
     return 0

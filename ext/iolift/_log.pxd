@@ -72,6 +72,7 @@ cdef class Log(Timed):
     cdef Receipt add(self, RecordType type, uint32_t target, uint64_t offset, bytes key,
                      object owner, const char* memory, int64_t size)
     cdef int commit(self) except -1
+    cdef int wait_for_commit(self, int64_t until_ns) except -1
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1
     cdef int settle(self, Receipt receipt) except -1
     cdef bint withdraw(self, Receipt receipt) except -1

@@ -288,6 +288,10 @@ cdef class Log(Timed):
 
     # ----------------------------------------------------------------------------------- waiting
 
+    cdef int wait_for_commit(self, int64_t until_ns) except -1:
+        # The one under way, whoever's it is.
+        return self.waiters.wait_among(&self.waiters.waiting, until_ns)
+
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1:
         while receipt.state < RECEIVED:
             if not self.is_committing:
@@ -295,8 +299,7 @@ cdef class Log(Timed):
                 continue
             if iolift_now_ns() >= until_ns:
                 raise TimeoutError("the journal has not received it yet")
-            self.waiters.wait_for_landing(self.waiters.landings(),
-                                          min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
+            self.wait_for_commit(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
             PyErr_CheckSignals()
         if receipt.state != RECEIVED:
             raise error_of_receipt(receipt)
@@ -308,7 +311,7 @@ cdef class Log(Timed):
             if not self.is_committing:
                 self.commit()
             else:
-                self.waiters.wait_for_landing(self.waiters.landings(), INT64_MAX)
+                self.wait_for_commit(INT64_MAX)
         return 0
 
     cdef bint withdraw(self, Receipt receipt) except -1:
@@ -347,8 +350,7 @@ cdef class Log(Timed):
             if not self.is_committing:
                 self.commit()
             else:
-                self.waiters.wait_for_landing(self.waiters.landings(),
-                                              iolift_now_ns() + SIGNAL_CHECK_NS)
+                self.wait_for_commit(iolift_now_ns() + SIGNAL_CHECK_NS)
                 PyErr_CheckSignals()
 
     # -------------------------------------------------------------------------------- the commit
@@ -412,7 +414,7 @@ cdef class CommitJob(Job):
         try:
             while log.gathered and (log.drains or log.gathered_bytes >= COMMIT_BYTES):
                 if log.is_committing:
-                    log.waiters.wait_for_landing(log.waiters.landings(), INT64_MAX)
+                    log.wait_for_commit(INT64_MAX)
                 else:
                     log.commit()
         except BaseException as error:
