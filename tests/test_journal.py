@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 from typing import TYPE_CHECKING, Any
 
 import child
 import pytest
 from crashing import SEGMENT, open_journal
-from modeldisk import ModelDisk, Recorder, record_on, replay
+from modeldisk import ModelDisk, Recorder, change_bytes, record_on, replay
 
 from iolift._journal import Journal, check_sizes
 from iolift._storage import DirectoryStorage
@@ -281,6 +282,41 @@ def test_several_targets_share_a_journal() -> None:
     disk.locked = False
     open_journal(disk, lambda: 0)
     assert disk.contents() == (b"\0\0\0zero", bytes(5), b"two")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_replay_is_sorted_and_joined_and_as_if_one_after_the_other(seed: int) -> None:
+    chance = random.Random(seed)
+    disk = Recorder(2)
+    journal = open_journal(disk, lambda: 0, max_bytes=64 * SEGMENT)
+    files = [bytearray(), bytearray()]
+    for _ in range(chance.choice([3, 60, 300])):
+        target = chance.randrange(2)
+        if chance.random() < 0.05:
+            change = ("truncate", chance.randrange(9000))
+            last = journal.truncate(target, change[1])
+        else:
+            change = ("write", chance.randrange(9000), chance.randbytes(chance.choice([0, 1, 700])))
+            last = journal.write(target, *change[1:])
+        if change[-1] != b"":
+            change_bytes(files[target], change)
+    last.wait()
+    disk.locked = False
+    disk.log.clear()
+    segments = len(survey(disk).segments)
+    open_journal(disk, lambda: 0, max_bytes=64 * SEGMENT)
+    assert disk.contents() == tuple(map(bytes, files))
+    # In order of offsets, and no byte twice, between two changes of the size and in one segment.
+    swept = dict.fromkeys((0, 1), 0)
+    turns = 0
+    for name, *arguments in disk.log:
+        if name == "truncate" and arguments[0] in swept:
+            swept[arguments[0]] = 0
+        elif name == "write" and arguments[0] in swept:
+            target, data, offset = arguments
+            turns += offset < swept[target]
+            swept[target] = offset + len(data)
+    assert turns <= 2 * segments
 
 
 def test_a_journal_for_other_files_is_refused() -> None:

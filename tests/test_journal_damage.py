@@ -83,9 +83,9 @@ def found_in(storage: ModelDisk) -> tuple[Survey, list[tuple[Any, ...]]]:
     return found, records
 
 
-def content(entry: Entry, data: bytes) -> tuple[Any, ...]:
+def content(entry: Entry, data: memoryview) -> tuple[Any, ...]:
     return (entry.sequence, entry.type, entry.target, entry.offset, entry.key,
-            data[entry.data_begin : entry.data_end])  # fmt: skip
+            bytes(data[entry.data_begin : entry.data_end]))  # fmt: skip
 
 
 def last_batch(reference: dict[str, bytes]) -> tuple[str, int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import child
 import pytest
 
-from iolift._storage import DirectoryStorage, read_all, write_all
+from iolift._storage import DirectoryStorage, Room, read_into, write_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "journal"
+
+
+def read_all(storage: Any, handle: int, n: int, offset: int) -> bytes:
+    view = memoryview(bytearray(n))
+    return bytes(view[: read_into(storage, handle, view, offset)])
 
 
 def test_what_it_makes_is_the_owners_alone(place: Path) -> None:
@@ -232,6 +237,23 @@ def test_nothing_is_tried_for_ever() -> None:
             read_all(script, 0, 1, 0)
     reader: Any = Script(b"ab", InterruptedError(errno.EINTR, "x"), b"c", b"")
     assert read_all(reader, 0, 10, 0) == b"abc"
+
+
+def test_large_reads_are_many(place: Path) -> None:
+    storage = DirectoryStorage(place)
+    handle = storage.create("a")
+    content = bytes(range(256)) * 1500
+    write_all(storage, handle, content, 0)
+    assert read_all(storage, handle, len(content), 0) == content
+    storage.close()
+
+
+def test_a_room_is_used_again() -> None:
+    room = Room()
+    room.take(5)[:] = b"12345"
+    assert room.take(3) == b"123"
+    assert len(room.take(9)) == 9
+    assert len(room.take(0)) == 0
 
 
 def test_a_target_is_known_again(tmp_path: Path, place: Path) -> None:

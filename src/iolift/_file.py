@@ -152,9 +152,7 @@ class File(io.RawIOBase):
             fd, owned = os.open(name, flags | os.O_CLOEXEC, 0o666), True
         try:
             _check_seekable(fd, name)
-            return kind(
-                self._coalescer, fd, name, direct=direct, owns_descriptor=owned, **access
-            )
+            return kind(self._coalescer, fd, name, direct=direct, owns_descriptor=owned, **access)
         except BaseException:
             # A descriptor that was handed to us stays the caller's until all is well.
             if not isinstance(path, int):

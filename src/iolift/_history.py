@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ._format import BLOCK, SegmentHeader, decode_header, salt_of, segment_name, segment_number
 from ._records import Entry, all_zeros, scan, voucher
 from ._recovery import apply
+from ._storage import Room
 from ._survey import read_checkpoint, read_segment, unfinished
 from .errors import JournalDamagedError, JournalError
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ._storage import Storage
 
 
-def history(storage: Storage) -> Iterator[tuple[str, bytes, list[Entry]]]:
+def history(storage: Storage) -> Iterator[tuple[str, memoryview, list[Entry]]]:
     """(segment's name, its bytes, its records), oldest first.
 
     Raises JournalDamagedError where the chain breaks. O(bytes) time, a segment of memory.
@@ -39,7 +40,7 @@ def history(storage: Storage) -> Iterator[tuple[str, bytes, list[Entry]]]:
             continue
         name = segment_name(number)
         try:
-            header = decode_header(data[:BLOCK])
+            header = decode_header(bytes(data[:BLOCK]))
         except ValueError as error:
             # As it is when a crash tore the first batch of a segment: nothing may come behind it.
             if before is None:
@@ -70,15 +71,17 @@ def restore(storage: Storage, target: int, handle: int, *, base: int, at: int) -
         raise JournalError(f"record {at} is older than the copy, which is as after {base}")
     first, last, count = None, base, 0
     gone = unfinished(e for _, _, entries in history(storage) for e in entries if e.sequence <= at)
+    room = Room()
     for _, data, entries in history(storage):
-        for entry in entries:
-            first = first or entry.sequence
-            if not base < entry.sequence <= at:
-                continue
-            last = entry.sequence
-            if entry.target == target and entry.type != "key" and last not in gone:
-                apply(storage, entry, data, handle)
-                count += 1
+        if first is None and entries:
+            first = entries[0].sequence
+        wanted = [entry for entry in entries if base < entry.sequence <= at]
+        if wanted:
+            last = wanted[-1].sequence
+        wanted = [e for e in wanted
+                  if e.target == target and e.type != "key" and e.sequence not in gone]  # fmt: skip
+        apply(storage, handle, wanted, data, room)
+        count += len(wanted)
     if first is None or (first > base + 1 and at > base):
         raise JournalError(f"the history begins with record {first}, {base + 1} is needed")
     if last < at:
@@ -86,7 +89,7 @@ def restore(storage: Storage, target: int, handle: int, *, base: int, at: int) -
     return count
 
 
-def salvage(storage: Storage) -> Iterator[tuple[str, bytes, Entry]]:
+def salvage(storage: Storage) -> Iterator[tuple[str, memoryview, Entry]]:
     """Every record of the live segments that can still be read, in order, gaps and all.
 
     A record is taken by its own CRCs and its segment's salt; what it was bound to may be gone.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ._history import history, restore, salvage
 from ._journal import match_targets
 from ._recovery import apply, recover, write_slot
-from ._storage import DirectoryStorage
+from ._storage import DirectoryStorage, Room
 from ._survey import survey
 from .errors import JournalDamagedError, JournalError
 
@@ -220,6 +220,7 @@ def _salvage(arguments: argparse.Namespace) -> int:
     with _reading(arguments.journal) as storage, _file(arguments.into) as handle:
         last = survey(storage).slot.sequence
         count = 0
+        room = Room()
         for _, data, entry in salvage(storage):
             if entry.sequence <= last:
                 continue
@@ -227,7 +228,7 @@ def _salvage(arguments: argparse.Namespace) -> int:
                 print(f"lost: records {last + 1} to {entry.sequence - 1}")
             last = entry.sequence
             if entry.target == arguments.target and entry.type != "key":
-                apply(storage, entry, data, handle)
+                apply(storage, handle, [entry], data, room)
                 count += 1
         os.fsync(handle)
     print(f"{count} records written, the last one of all is {last}; the journal is as it was")

@@ -20,9 +20,12 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ._format import BLOCK, CHECKPOINT_NAME, TAIL_SUFFIX, Slot, encode_slot, segment_name
+from ._plan import plan
 from ._records import FLAG_END
-from ._storage import Storage, write_all
+from ._storage import Room, Storage, write_all
 from ._survey import Segment, Survey, read_segment, unfinished
 
 if TYPE_CHECKING:
@@ -79,15 +82,45 @@ def keys_of(found: Survey) -> dict[bytes, int]:
     return dict(sorted(keys.items(), key=lambda item: item[1]))
 
 
-def apply(storage: Storage, entry: Entry, data: bytes, handle: int) -> int:
-    """One record into its target; returns the bytes written."""
-    if entry.type == "truncate":
-        storage.truncate(handle, entry.offset)
-    elif entry.type == "write" and entry.length:
-        part = memoryview(data)[entry.data_begin : entry.data_end]
-        write_all(storage, handle, part, entry.offset)
-        return entry.length
-    return 0
+def apply(
+    storage: Storage, handle: int, entries: Iterable[Entry], data: memoryview, room: Room
+) -> int:
+    """Records of one target into it, as if one after the other; returns the bytes written.
+
+    data: the segment that they are in. O(n log n).
+    """
+    size = 0
+    writes: list[Entry] = []
+    for entry in entries:
+        if entry.type == "write" and entry.length:
+            writes.append(entry)
+        elif entry.type == "truncate":
+            size += _write_merged(storage, handle, writes, data, room)
+            writes = []
+            storage.truncate(handle, entry.offset)
+    return size + _write_merged(storage, handle, writes, data, room)
+
+
+def _write_merged(
+    storage: Storage, handle: int, writes: list[Entry], data: memoryview, room: Room
+) -> int:
+    """Each byte once, from its last record, in the order of offsets."""
+    if not writes:
+        return 0
+    offsets = np.array([entry.offset for entry in writes], np.int64)
+    merged = plan(offsets, np.array([entry.length for entry in writes], np.int64))
+    # The extents lie in the room one after the other.
+    ends = np.cumsum(merged.lengths)
+    begins = ends - merged.lengths
+    places = begins[merged.first] + offsets - merged.offsets[merged.first]
+    view = room.take(merged.bytes_moved)
+    for entry, place in zip(writes, places.tolist(), strict=True):
+        view[place : place + entry.length] = data[entry.data_begin : entry.data_end]
+    for begin, end, offset in zip(
+        begins.tolist(), ends.tolist(), merged.offsets.tolist(), strict=True
+    ):
+        write_all(storage, handle, view[begin:end], offset)
+    return merged.bytes_moved
 
 
 def recover(
@@ -111,15 +144,16 @@ def recover(
         raise KeyError(min(missing))
     _sync_found(storage, found)
     tails = tuple(_cut_tails(storage, found))
+    segment_room, room = Room(), Room()
     records = size = 0
     touched: set[int] = set()
     total = sum(len(entries) for _, entries in work)
     for segment, entries in work:
-        data = read_segment(storage, segment.number)
-        for entry in entries:
-            if entry.type != "key":
-                size += apply(storage, entry, data, targets[entry.target])
-                touched.add(entry.target)
+        data = read_segment(storage, segment.number, segment_room)
+        for target in _targets_of([(segment, entries)]):
+            of_target = (entry for entry in entries if entry.target == target)
+            size += apply(storage, targets[target], of_target, data, room)
+            touched.add(target)
         records += len(entries)
         if progress is not None:
             progress(records, total)
@@ -182,7 +216,7 @@ def _cut_tails(storage: Storage, found: Survey) -> Iterator[str]:
     if not torn:
         return
     for segment in torn:
-        data = read_segment(storage, segment.number)
+        data = bytes(read_segment(storage, segment.number))
         begin = segment.end if segment.header is not None else 0
         end = len(data.rstrip(b"\0"))
         if end <= begin:

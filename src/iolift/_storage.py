@@ -227,6 +227,8 @@ class DirectoryStorage:
 # system has no room for just now, has not happened; one that was short goes on from there.
 
 MAX_REFUSALS = 100
+# At once. The kernel reads ahead meanwhile, and what it has copied is still in the CPU's cache.
+READ_BYTES = 1 << 17
 
 
 def write_all(storage: Storage, handle: int, data: Any, offset: int) -> None:
@@ -247,13 +249,12 @@ def write_all(storage: Storage, handle: int, data: Any, offset: int) -> None:
         offset += written
 
 
-def read_all(storage: Storage, handle: int, n: int, offset: int) -> bytes:
-    """n bytes, or as many as there are. O(n)."""
-    parts = []
-    refusals = 0
-    while n:
+def read_into(storage: Storage, handle: int, view: memoryview, offset: int) -> int:
+    """Fill view, or as much of it as there is; returns the bytes. O(n)."""
+    done = refusals = 0
+    while done < len(view):
         try:
-            part = storage.read(handle, n, offset)
+            part = storage.read(handle, min(len(view) - done, READ_BYTES), offset + done)
         except (InterruptedError, BlockingIOError):
             refusals += 1
             if refusals > MAX_REFUSALS:
@@ -261,7 +262,20 @@ def read_all(storage: Storage, handle: int, n: int, offset: int) -> bytes:
             continue
         if not part:
             break
-        parts.append(part)
-        n -= len(part)
-        offset += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        view[done : done + len(part)] = part
+        done += len(part)
+    return done
+
+
+class Room:
+    """Memory that is used again: pages that the system has to find first cost as much as reading
+    what goes into them."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(b"")
+
+    def take(self, size: int) -> memoryview:
+        """`size` bytes, with anything in them. What was taken before is no longer the caller's."""
+        if len(self._memory) < size:
+            self._memory = memoryview(bytearray(size))
+        return self._memory[:size]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ._format import (
     BLOCK,
     CHECKPOINT_NAME,
+    MAX_SEGMENT_BYTES,
     SegmentHeader,
     Slot,
     decode_header,
@@ -30,7 +31,7 @@ from ._format import (
     segment_number,
 )
 from ._records import Entry, all_zeros, scan, voucher
-from ._storage import Storage, read_all
+from ._storage import Room, Storage, read_into
 from .errors import JournalDamagedError, JournalError
 
 if TYPE_CHECKING:
@@ -110,11 +111,14 @@ class _Break:
     reason: str
 
 
-def read_segment(storage: Storage, number: int) -> bytes:
-    """All bytes of a segment."""
+def read_segment(storage: Storage, number: int, room: Room | None = None) -> memoryview:
+    """All bytes of a segment, in `room` where it is given."""
     handle = storage.open(segment_name(number))
     try:
-        return read_all(storage, handle, storage.size(handle), 0)
+        # No segment is larger: where it has more, that is seen, and no memory is taken for it.
+        size = min(storage.size(handle), MAX_SEGMENT_BYTES + BLOCK)
+        view = (room or Room()).take(size)
+        return view[: read_into(storage, handle, view, 0)]
     finally:
         storage.shut(handle)
 
@@ -122,8 +126,9 @@ def read_segment(storage: Storage, number: int) -> bytes:
 def read_checkpoint(storage: Storage) -> tuple[Slot, int, dict[int, str]]:
     """The newer good slot, its place (0 or 1), and why the others are not good."""
     handle = storage.open(CHECKPOINT_NAME)
+    view = memoryview(bytearray(2 * BLOCK))
     try:
-        data = read_all(storage, handle, 2 * BLOCK, 0)
+        data = bytes(view[: read_into(storage, handle, view, 0)])
     finally:
         storage.shut(handle)
     good: list[tuple[int, int, Slot]] = []
@@ -155,8 +160,9 @@ def survey(storage: Storage, *, check_payload: bool = True) -> Survey:
     live = [n for n in numbers if n >= slot.first_segment]
     chain = _Chain(slot.sequence + 1, 0, slot.previous)
     broken: _Break | None = None
+    room = Room()
     for number in live:
-        data = read_segment(storage, number)
+        data = read_segment(storage, number, room)
         segment = Segment(number, len(data))
         found.segments.append(segment)
         if broken is None:
@@ -171,7 +177,12 @@ def survey(storage: Storage, *, check_payload: bool = True) -> Survey:
 
 
 def _take_segment(
-    found: Survey, segment: Segment, data: bytes, chain: _Chain, first: bool, check_payload: bool
+    found: Survey,
+    segment: Segment,
+    data: memoryview,
+    chain: _Chain,
+    first: bool,
+    check_payload: bool,
 ) -> _Break | None:
     """Its records join the chain. Where the chain breaks, if it does."""
     slot = found.slot
@@ -182,7 +193,7 @@ def _take_segment(
     if segment.size != slot.segment_bytes:
         return _Break(segment, segment.size, f"it has {segment.size} bytes")
     try:
-        header = decode_header(data[:BLOCK])
+        header = decode_header(bytes(data[:BLOCK]))
     except ValueError as error:
         return _Break(segment, 0, f"no segment header: {error}")
     if header.journal_id != slot.journal_id or header.number != segment.number:
@@ -235,7 +246,7 @@ def _judge(storage: Storage, found: Survey, broken: _Break | None) -> JournalDam
 def _witness(storage: Storage, slot: Slot, segment: Segment, begin: int, lost: int) -> str | None:
     data = read_segment(storage, segment.number)
     try:
-        header = decode_header(data[:BLOCK])
+        header = decode_header(bytes(data[:BLOCK]))
         if (
             header.journal_id == slot.journal_id
             and header.number == segment.number
@@ -246,4 +257,3 @@ def _witness(storage: Storage, slot: Slot, segment: Segment, begin: int, lost: i
         pass
     at = voucher(data, begin, salt=salt_of(slot.journal_id, segment.number), lost=lost)
     return None if at < 0 else f"a record at {at} of {segment.name}"
-
