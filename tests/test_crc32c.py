@@ -1,8 +1,8 @@
 """Goal: one checksum, by whichever way this CPU computes it.
 
 The oracle goes bit by bit, from the polynomial alone. google-crc32c, where it is installed, is a
-second opinion. Every length up to a few words, at every alignment, because that is where the word
-loop and the byte loop meet.
+second opinion. Every length up to a few words, at every alignment, and those around three lanes,
+because that is where one loop ends and the next goes on.
 """
 
 from __future__ import annotations
@@ -53,6 +53,15 @@ def test_every_short_length_at_every_alignment(way: Callable[..., int]) -> None:
         for size in range(40):
             part = memoryview(data)[begin : begin + size]
             assert way(part) == bitwise(bytes(part)), (begin, size)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [1007, 1008, 1009, 1015, 1016, 2015, 2016, 2017, 4096])
+def test_where_lanes_end(way: Callable[..., int], size: int) -> None:
+    data = random.Random(size).randbytes(size + 1)
+    for begin in (0, 1):
+        part = data[begin : begin + size]
+        assert way(part, 0x12345678) == bitwise(part, 0x12345678)
 
 
 @pytest.mark.parametrize("way", WAYS)
