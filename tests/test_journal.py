@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import child
+import preload
 import pytest
 from crashing import SEGMENT, open_journal
 from modeldisk import ModelDisk, Recorder, change_bytes, record_on, replay
@@ -602,6 +603,69 @@ def test_on_a_real_disk(tmp_path: Path) -> None:
     assert all(path.read_bytes()[100 * i :].startswith(b"%03d" % i) for i in range(500))
     again.close()
     os.close(fd)
+
+
+SHORT = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+static int left = 1, direct;
+int seen_direct(void) { return direct; }
+int is_done(void) { return left == 0; }
+
+/* The first group that goes past the page cache comes back short, and where no sector ends. */
+ssize_t pwrite64(int fd, const void *data, size_t n, off64_t offset)
+{
+    static ssize_t (*real)(int, const void *, size_t, off64_t);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "pwrite64");
+    int flags = fcntl(fd, F_GETFL);
+    direct |= flags & O_DIRECT;
+    if (left && (flags & O_DIRECT) && n >= 8192) {
+        left = 0;
+        fcntl(fd, F_SETFL, flags & ~O_DIRECT);
+        ssize_t got = real(fd, data, 5001, offset);
+        fcntl(fd, F_SETFL, flags);
+        return got;
+    }
+    return real(fd, data, n, offset);
+}
+ssize_t pwrite(int fd, const void *data, size_t n, off_t offset)
+{
+    return pwrite64(fd, data, n, offset);
+}
+"""
+
+
+@preload.needed[0]
+@preload.needed[1]
+def test_groups_go_past_the_page_cache_and_on_where_they_were_short(tmp_path: Path) -> None:
+    library = preload.build(SHORT, tmp_path)
+    out = child.run(
+        """
+        import ctypes, os, sys
+        from iolift._journal import Journal
+        from iolift._storage import DirectoryStorage
+        path, library, part = sys.argv[1], ctypes.CDLL(sys.argv[2]), 9000
+        fd = os.open(path + "/data", os.O_RDWR | os.O_CREAT)
+        journal = Journal(DirectoryStorage(path + "/j"), [fd], write_back=lambda: 0)
+        for i in range(5):
+            journal.write(0, part * i, bytes([65 + i]) * part).wait()
+        journal._storage.close()        # as a process does that dies
+        again = Journal(DirectoryStorage(path + "/j"), [fd], write_back=lambda: 0)
+        assert again.recovered.records == 5
+        assert os.pread(fd, 6 * part, 0) == b"".join(bytes([65 + i]) * part for i in range(5))
+        again.close()
+        print(bool(library.seen_direct()), bool(library.is_done()))
+        """,
+        tmp_path,
+        library,
+        LD_PRELOAD=str(library),
+    )
+    # The same where the file system has no O_DIRECT, or does not say what it asks.
+    assert out in ("True True\n", "False False\n")
 
 
 def test_a_forked_child_is_refused(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ cdef class Log(Timed):
     cdef object __weakref__
     cdef readonly object handle
     cdef int descriptor
+    cdef bint is_direct         # past the page cache
     cdef int64_t position       # where the next batch begins in the segment
     cdef int64_t segment_bytes
     cdef int64_t max_part

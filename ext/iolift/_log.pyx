@@ -42,7 +42,9 @@ from ._records cimport (
     BLOCK, CONTINUES, END, KEY_RECORD, MAX_KEY, MAX_PART, MAX_TARGETS, MORE, TRUNCATE_RECORD,
     WRITE_RECORD, Chain, RecordType, put_record, record_bytes,
 )
-from ._system cimport iolift_datasync, iolift_now_ns
+from ._system cimport (
+    iolift_datasync, iolift_direct_alignment, iolift_now_ns, iolift_set_direct,
+)
 from ._storage import DirectoryStorage
 from .errors import OutcomeUnknownError, PoisonedError
 
@@ -364,6 +366,7 @@ cdef class Log(Timed):
         cdef Receipt receipt
         self.handle = handle
         self.descriptor = handle if self.is_native else -1
+        self.is_direct = self.is_native and go_direct(self.descriptor)
         self.position = 0
         self.header = header
         self.chain.salt = salt
@@ -543,6 +546,15 @@ cdef void encode_group(Log self, PyObject** receipts, Py_ssize_t n, int64_t size
     memset(place, 0, size - (place - self.buffer))
 
 
+cdef bint go_direct(int descriptor) noexcept:
+    # Groups are whole blocks already, and the page cache would take longer over them than the
+    # device.
+    cdef uint32_t of_memory = 0, of_offset = 0
+    return (iolift_direct_alignment(descriptor, &of_memory, &of_offset) == 0
+            and 0 < of_memory <= BLOCK and 0 < of_offset <= BLOCK
+            and iolift_set_direct(descriptor, True) == 0)
+
+
 cdef int write_group(Log self, int64_t size) noexcept nogil:
     # One write, one sync. 0 or -errno. What was interrupted or found no room has not happened, and
     # a short write goes on; a sync has one chance.
@@ -563,6 +575,9 @@ cdef int write_group(Log self, int64_t size) noexcept nogil:
             return <int>got if got else -EIO
         else:
             done += got
+            if done < size and self.is_direct:      # what is left of it may begin anywhere
+                self.is_direct = False
+                iolift_set_direct(self.descriptor, False)
     if self.is_native:
         return iolift_datasync(self.descriptor)
     return sync_hosted(self)

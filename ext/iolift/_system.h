@@ -173,6 +173,16 @@ static inline int64_t iolift_read_cached(int fd, void *memory, size_t size, int6
 #endif
 }
 
+/* Whether writes go past the page cache from now on. 0 or -errno. */
+static inline int iolift_set_direct(int fd, int direct)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    flags = direct ? flags | O_DIRECT : flags & ~O_DIRECT;
+    return fcntl(fd, F_SETFL, flags) < 0 ? -errno : 0;
+}
+
 static inline int iolift_datasync(int fd)
 {
 #if defined(__APPLE__)

@@ -75,6 +75,7 @@ cdef extern from "_system.h" nogil:
     int iolift_direct_alignment(int fd, uint32_t* memory, uint32_t* offset)
     int64_t iolift_read_cached(int fd, void* memory, size_t size, int64_t offset)
     int iolift_datasync(int fd)
+    int iolift_set_direct(int fd, int direct)
     int64_t iolift_now_ns()
     int iolift_bit_length(uint64_t value)
     void iolift_pause_ns(int64_t ns)
