@@ -19,6 +19,7 @@ from crashing import SEGMENT, open_journal
 from modeldisk import ModelDisk, Recorder, change_bytes, record_on, replay
 
 from iolift._journal import Journal, check_sizes
+from iolift._recovery import recover
 from iolift._storage import DirectoryStorage
 from iolift._survey import survey
 from iolift.errors import (
@@ -194,7 +195,7 @@ def test_many_threads() -> None:
         thread.join()
     assert len(done) == 800
     assert rig.journal.log.records == 800
-    (content,) = rig.reopen().disk.contents()
+    (content,) = rig.reopen(max_bytes=1 << 20).disk.contents()
     assert all(content[1000 * n : 1000 * n + 50] == bytes([n]) * 50 for n in range(16))
 
 
@@ -241,6 +242,37 @@ def test_a_full_journal_waits_for_a_checkpoint_and_loses_nothing() -> None:
     (content,) = rig.reopen().disk.contents()
     assert content[3900:] == bytes([39]) * 9000
     assert content[:3900] == b"".join(bytes([i]) * 100 for i in range(39))
+
+
+@pytest.mark.parametrize("key", [b"", b"k" * 200])
+def test_the_last_byte_that_can_be_named(key: bytes) -> None:
+    rig = Rig()
+    most = (1 << 63) - 1
+    rig.write(0, b"before").wait()
+    rig.journal.write(0, most - 3, b"end", key).wait()
+    rig.write(10, b"behind").wait()
+    with pytest.raises(ValueError, match="offset"):
+        rig.journal.write(0, most - 2, b"end", key)
+    rig.disk.locked = False
+    found = survey(rig.disk)
+    assert found.damage is None
+    assert found.sequence == 3
+
+
+@pytest.mark.parametrize("there", [None, b"other", b"torn"])
+def test_a_tail_is_kept_beside_another_one_of_its_name(there: bytes | None) -> None:
+    rig = Rig()
+    rig.write(0, b"x").wait()
+    disk: Any = rig.disk
+    segment = next(n for n in disk.names() if n.endswith(".seg"))
+    disk.names_now[segment].change(("write", 8192, b"torn"))
+    name = segment.removesuffix(".seg") + "-00002000.tail"
+    if there is not None:
+        disk.write(disk.create(name), there, 0)
+    (kept,) = recover(disk, survey(disk), {0: 0}).tails
+    assert disk.image()[kept] == b"torn"
+    assert (kept == name) == (there != b"other")
+    assert there is None or disk.image()[name] == there
 
 
 def test_an_orderly_end_leaves_nothing_to_do() -> None:

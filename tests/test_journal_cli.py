@@ -163,6 +163,30 @@ def test_damage_and_salvage(crashed: Place, capsys: pytest.CaptureFixture[str]) 
     assert crashed.file.read_bytes() == wanted
     assert {path: path.read_bytes() for path in crashed.path.iterdir()} == before
     assert run("show", crashed.path) == 1
+    # The checkpoint is gone, too.
+    (crashed.path / "checkpoint").unlink()
+    crashed.file.write_bytes(b"")
+    assert run("salvage", crashed.path, "--into", crashed.file) == 0
+    assert "lost: the checkpoint" in capsys.readouterr().out
+    assert crashed.file.read_bytes() == wanted
+
+
+def test_damage_in_the_last_segment_is_not_passed_over(
+    crashed: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = crashed.segments()[-1]
+    crashed.bend(last, 4096 + 66)  # its first record, which later ones vouch for
+    assert run("show", crashed.path) == 1
+    assert "was durable" in capsys.readouterr().err
+
+
+def test_recover_keeps_the_history(tmp_path: Path) -> None:
+    place = Place(tmp_path, count=30, close=False, keep=True)
+    assert run("recover", place.path, place.file) == 0
+    copy = tmp_path / "copy"
+    copy.write_bytes(b"")
+    assert run("restore", place.path, "--into", copy, "--at", 12) == 0
+    assert copy.read_bytes() == place.states[12]
 
 
 def test_restore(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,8 +206,10 @@ def test_restore(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("restore", place.path, "--into", copy, "--base", base, "--at", at) == 2
         assert says in capsys.readouterr().err
     place.segments()[0].unlink()
-    assert run("restore", place.path, "--into", copy, "--at", 12) == 2
+    before = copy.read_bytes()
+    assert run("restore", place.path, "--into", copy, "--at", place.last) == 2
     assert "begins with" in capsys.readouterr().err
+    assert copy.read_bytes() == before
 
 
 def test_a_journal_that_is_open(crashed: Place, capsys: pytest.CaptureFixture[str]) -> None:

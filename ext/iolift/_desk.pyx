@@ -122,7 +122,7 @@ cdef class FileDesk(DispatchDesk):
             except TimeoutError:
                 raise
             except OSError:
-                self.wait(ticket, None)     # who was told of it does not see it any more
+                self.wait(ticket, timeout)  # who was told of it does not see it any more
                 ticket.is_heard = True
                 raise
         if ticket.state == DONE and (ticket.error or ticket.failure is not None):
@@ -132,7 +132,7 @@ cdef class FileDesk(DispatchDesk):
     cdef bint is_checkpointed(self, Ticket ticket) except -1:
         return self.journal.checkpointed >= ticket.receipt.sequence
 
-    cdef bint is_tight(self, int64_t size) except -1:
+    cdef bint is_tight(self, int64_t size) noexcept:
         return self.log is not None and is_journal_tight(self, size)
 
     cdef Hub hub_of(self, object loop):
@@ -373,7 +373,8 @@ cdef bint take_lone(FileDesk self, Ticket ticket, str reason) except -1:
 cdef int take_write(FileDesk self, Ticket ticket) except -1:
     cdef Scheduler scheduler = self.scheduler
     cdef Py_ssize_t count = 0
-    cdef int64_t size = self.window.supersede(ticket, &count)
+    # With a journal what is covered is kept: the one that covers it may be refused yet.
+    cdef int64_t size = 0 if self.log is not None else self.window.supersede(ticket, &count)
     if ticket.end > ticket.offset:          # else a barrier of ours, or nothing to count
         scheduler.counters.requests += 1
         scheduler.counters.writes += 1

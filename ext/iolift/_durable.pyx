@@ -23,7 +23,7 @@ Who may call: any thread, with the GIL.
 from libc.stdint cimport int64_t, uint64_t
 
 from ._landing cimport LandingDesk, end_now
-from ._log cimport COMMIT_BYTES, RECEIVED, WITHDRAWN, Log, Receipt, error_of_receipt
+from ._log cimport COMMIT_BYTES, RECEIVED, Log, Receipt, error_of_receipt
 from ._records cimport WRITE_RECORD
 from ._system cimport iolift_now_ns
 from ._ticket cimport FLYING, Ticket
@@ -40,6 +40,7 @@ cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
             self.scheduler.held_bytes -= ticket.end - ticket.offset
             ticket.end = ticket.offset
             ticket.receipt, receipt = receipt, None
+            self.window.writes.has_records = True
     try:
         self.window.add_write(ticket)
     except BaseException:
@@ -49,7 +50,8 @@ cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
     if receipt is None:
         return 0
     writes = self.window.writes
-    writes.last_receipt = self.last_receipt = ticket.receipt = receipt
+    writes.has_records = True
+    self.last_receipt = ticket.receipt = receipt
     if writes.first_receipt is None:
         writes.first_receipt = receipt if receipt.head is None else receipt.head
     if self.log.gathered_bytes >= COMMIT_BYTES:
@@ -57,19 +59,18 @@ cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
     return 0
 
 
-cdef bint is_journal_tight(LandingDesk self, int64_t size) except -1:
-    # Whether the journal has no room for one more write until something lands.
+cdef bint is_journal_tight(LandingDesk self, int64_t size) noexcept:
+    # Whether the journal has no room for one more write until something lands. Lets nobody in.
     cdef Log log = self.log
-    if log.poison is not None or log.has_room(size, log.live_segments):
+    if log.poison is not None or log.has_room(size, len(log.segments)):
         return False
     if not log.gathered and not self.window.has_writes():
         return False                        # who is alone has nobody to wait for
-    return not log.has_room(size, self.journal.needed_segments(landed_through(self)))
+    return not log.has_room(size, log.needed_segments(landed_through(self)))
 
 
-cdef uint64_t landed_through(LandingDesk self) except? 0:
-    # Every record of this file up to here is in the file; of other files the journal has to ask
-    # their own desks.
+cdef uint64_t landed_through(LandingDesk self) noexcept:
+    # Every record up to here is in the file.
     cdef uint64_t through = self.log.chain.durable
     cdef Writes flying = self.window.flying
     if flying is not None:
@@ -81,10 +82,10 @@ cdef uint64_t landed_through(LandingDesk self) except? 0:
 
 
 cdef inline uint64_t before(uint64_t through, Receipt receipt) noexcept:
-    # One without a sequence comes later than all that are durable.
-    if receipt is None or receipt.sequence == 0 or receipt.state == WITHDRAWN:
+    # One without a place comes later than all that are durable.
+    if receipt is None or receipt.place == 0:
         return through
-    return min(through, receipt.sequence - 1)
+    return min(through, receipt.place - 1)
 
 
 cdef int hold_sync(LandingDesk self, Ticket ticket) except -1:
@@ -108,8 +109,5 @@ cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except
     # Who waits commits, unless somebody does.
     cdef Log log = self.log
     while receipt.state < RECEIVED and iolift_now_ns() < until_ns:
-        if not log.is_committing:
-            log.commit()
-        else:
-            log.wait_for_commit(until_ns)
+        log.help(until_ns)
     return 0

@@ -57,6 +57,7 @@ cdef Flight new_flight(Desk desk, Kind kind, str reason, int64_t now)
 # What is held becomes the flight's. Nothing in here fails: what can't be had fails the tickets.
 cdef int take_reads(Flight self, Window window, uint64_t number) except -1
 cdef int take_writes(Flight self, Window window, uint64_t number) except -1
+cdef bint receive_all(Writes writes) except -1
 
 
 cdef class SyncFlight(Job):

@@ -11,15 +11,14 @@
 Who may call: any thread, with the GIL, but for `execute`.
 """
 
-from cpython.exc cimport PyErr_SetInterrupt
-from libc.errno cimport EAGAIN, EINTR, EIO
+from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from ._backend cimport QUEUED, READ, Answer, Kind, Operation
 from ._batch cimport MAX_PAUSE_NS, MAX_REFUSALS
 from ._drivers cimport Job
-from ._log cimport RECEIVED, Receipt
+from ._log cimport RECEIVED
 from ._request cimport Request
 from ._sort cimport ORDER_ELEVATOR, load_requests
 from ._system cimport iolift_now_ns, iolift_pause_ns
@@ -283,24 +282,28 @@ cdef int take_reads(Flight self, Window window, uint64_t number) except -1:
 cdef int take_writes(Flight self, Window window, uint64_t number) except -1:
     self.writes = window.flying = window.take_writes(self.writes)
     self.record.number = number
-    self.is_journalled = self.writes.last_receipt is not None
+    self.is_journalled = self.writes.has_records
     return make_pieces(self)
 
 
 cdef void receive(Flight self) noexcept with gil:
-    # Records are received in the order of submission: with the last one all are.
-    cdef Receipt last = self.writes.last_receipt
-    interrupted = None
-    while last.state < RECEIVED:
-        try:
-            last.log.settle(last)
-        except KeyboardInterrupt as error:
-            interrupted = error             # of who stands here, not of those who are in the batch
-        except BaseException as error:
-            last.log.fail(OSError(EIO, repr(error)))
-    self.journal_failed = last.state != RECEIVED
-    if interrupted is not None:
-        PyErr_SetInterrupt()
+    self.journal_failed = not receive_all(self.writes)
+
+
+cdef bint receive_all(Writes writes) except -1:
+    # Every record of these has been received, or has failed, when this returns; whether none has
+    # failed. Any of them may: a journal that is full refuses some, and goes on when it has room.
+    cdef Ticket ticket
+    cdef Py_ssize_t i
+    cdef bint are_received = True
+    for i in range(writes.tickets.size):
+        if writes.tickets.items[i] == NULL:
+            continue
+        ticket = <Ticket>writes.tickets.items[i]
+        if ticket.receipt is not None:
+            ticket.receipt.log.settle(ticket.receipt)
+            are_received = are_received and ticket.receipt.state == RECEIVED
+    return are_received
 
 
 # ----------------------------------------------------------------------------------------- syncs

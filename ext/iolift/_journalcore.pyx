@@ -4,18 +4,22 @@
    moment in which it takes its place among the others, and is done when that is received.
 2. A sync is over when all records gathered before it are received.
 3. A truncate takes its place when nothing is held or flying; writes that come meanwhile wait at the
-   door, so that the order in the journal is the order in the file.
+   door, so that the order in the journal is the order in the file. Those of its own thread do not:
+   they come from a signal handler, which it waits for itself.
 4. The journal is closed after the last ticket and before the descriptor.
 
 Who may call: any thread, with the GIL.
 """
 
+import errno
 import os
+from stat import S_ISBLK
 
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EIO
 from libc.stdint cimport INT64_MAX, int64_t
 
-from ._arguments cimport Buffer, Ranges, parse_int, parse_ranges, take_buffer
+from ._arguments cimport Buffer, Ranges, parse_int, parse_position, parse_ranges, take_buffer
 from ._backend cimport SYNC, WRITE
 from ._bulk cimport row_length
 from ._durable cimport is_journal_tight, landed_through
@@ -32,13 +36,16 @@ from .errors import PoisonedError, RangeError
 cdef class JournalledCore(FileCore):
     """A FileCore with a journal, which `attach` gives it before anything is written."""
 
-    cdef Py_ssize_t truncating      # truncates that look for their place
+    cdef set truncating             # threads that look for a place for their truncate
+    cdef int64_t max_size           # of the file, bytes: the file system has no room for more
 
     def attach(self, journal):
         """From now on every change goes through this journal, which is this file's alone."""
+        self.truncating = set()
         self.journal = journal
         self.log = journal.log
         self.target_number = journal.adopt(self.target.descriptor)
+        self.max_size = largest_size(self.target.descriptor)
 
     def landed_sequence(self):
         """Every record up to this sequence is in the file."""
@@ -60,20 +67,27 @@ cdef class JournalledCore(FileCore):
         finally:
             self.finish()
 
-    cdef bint is_tight(self, int64_t size) except -1:
-        return size > 0 and (self.truncating > 0 or is_journal_tight(self, size))
+    cdef bint is_tight(self, int64_t size) noexcept:
+        return size > 0 and (
+            (self.truncating and PyThread_get_thread_ident() not in self.truncating)
+            or is_journal_tight(self, size))
 
     def check_poison(self):
         FileCore.check_poison(self)
-        if self.log is not None and self.log.poison is not None:
-            error = self.log.poison
-            raise PoisonedError(error.errno, f"the journal failed before ({error.strerror}): "
-                                f"no more is accepted", self.name)
+        if self.log is not None:
+            try:
+                self.log.check()
+            except PoisonedError as error:
+                raise PoisonedError(error.errno, error.strerror, self.name) from None
 
-    cdef int check_size(self, int64_t size) except -1:
+    cdef int check_request(self, int64_t size, object offset) except -1:
+        # What the file would refuse must not get into the journal: every open would meet it again.
         if size > self.journal.max_request:
             raise ValueError(f"data has {size} bytes, the journal takes at most "
                              f"{self.journal.max_request} at once: see journal_max_bytes")
+        if size and parse_position(offset, size) + size > self.max_size:
+            raise OSError(errno.EFBIG, f"offset = {offset} and {size} bytes: a file here has at "
+                          f"most {self.max_size}", self.name)
         return 0
 
     # ----------------------------------------------------------------------------------- writing
@@ -85,7 +99,7 @@ cdef class JournalledCore(FileCore):
                 raise TypeError(f"key must be bytes, not {type(key).__name__}")
             if not 1 <= len(key) <= MAX_KEY:
                 raise ValueError(f"key has {len(key)} bytes, 1 to {MAX_KEY} are allowed")
-        self.check_size(memoryview(data).nbytes)
+        self.check_request(memoryview(data).nbytes, offset)
         give_way()
         ticket = self.ticket_for(data, offset)
         ticket.key = key
@@ -97,7 +111,7 @@ cdef class JournalledCore(FileCore):
         return ticket
 
     def pwrite(self, data, offset):
-        self.check_size(memoryview(data).nbytes)
+        self.check_request(memoryview(data).nbytes, offset)
         return FileCore.pwrite(self, data, offset)
 
     def pwritev(self, buffers, offset):
@@ -120,6 +134,9 @@ cdef class JournalledCore(FileCore):
             raise ValueError(f"data has {memory.view.len} bytes, the ranges ask for {ranges.total}")
         tickets = []
         for i in range(ranges.n):
+            self.check_request(ranges.length if ranges.lengths == NULL else ranges.lengths[i],
+                               ranges.offsets[i])
+        for i in range(ranges.n):
             size = ranges.length if ranges.lengths == NULL else ranges.lengths[i]
             tickets.append(self.submit_pwrite((<char*>memory.view.buf)[begin:begin + size],
                                               ranges.offsets[i]))
@@ -133,10 +150,16 @@ cdef class JournalledCore(FileCore):
         cdef Solo solo
         self.enter(WRITE)
         try:
+            if length > self.max_size:
+                raise OSError(errno.EFBIG, f"size = {length}: a file here has at most "
+                              f"{self.max_size} bytes", self.name)
+            if S_ISBLK(os.fstat(self.target.descriptor).st_mode):
+                raise OSError(errno.EINVAL, "a block device keeps its size", self.name)
             receipt = take_place(self, &solo, length)
             try:
                 self.log.settle(receipt)
                 if receipt.state != RECEIVED:
+                    self.unlanded.remove(receipt)
                     raise error_of_receipt(receipt)
                 cut(self, length)
                 self.unlanded.remove(receipt)
@@ -155,8 +178,16 @@ cdef class JournalledCore(FileCore):
             while self.parked_here:
                 self.scheduler.wait_for_landing(INT64_MAX)
             last = self.last_receipt
-            if last is not None:
-                self.log.wait(last, INT64_MAX)
+            if last is not None and not self.log.is_closed:
+                try:
+                    self.log.wait(last, INT64_MAX)
+                except OSError:
+                    if self.log.poison is not None:
+                        raise
+            if self.log.has_refused:
+                # Whoever holds the ticket of what was refused is told there, else it is told here.
+                self.log.has_refused = False
+                self.settle_writes()
             self.check_poison()
             self.raise_deferred()
         finally:
@@ -176,12 +207,15 @@ cdef class JournalledCore(FileCore):
 cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length):
     # Of a truncate: nobody else's change lies between its record and its place in the file.
     cdef Receipt receipt
-    self.truncating += 1
+    ident = PyThread_get_thread_ident()
+    self.settle_writes()                # those that were parked before, too
+    self.truncating.add(ident)
     try:
-        self.settle_reads()
         while self.window.has_writes() or self.window.reads.tickets.size:
-            self.settle_writes()
-            self.settle_reads()
+            self.dispatch_reads("flush")
+            self.dispatch_writes("flush")
+            if self.window.has_writes() or self.window.reads.tickets.size:
+                self.scheduler.wait_for_landing(INT64_MAX)
         # From here to the solo's place nothing lets go of the GIL.
         receipt = self.log.add(TRUNCATE_RECORD, self.target_number, length, b"", None, NULL, 0)
         self.last_receipt = receipt
@@ -196,10 +230,28 @@ cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length):
                 self.poison = EIO
             raise
     finally:
-        self.truncating -= 1
+        self.truncating.discard(ident)
         self.scheduler.go_on()
         self.scheduler.drivers.land()
     return receipt
+
+
+cdef int64_t largest_size(int descriptor) except -1:
+    # Of a file in this file system; of a device, what it has. O(log) seeks, which go nowhere.
+    cdef int64_t low = 0, high = INT64_MAX, middle
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        if S_ISBLK(os.fstat(descriptor).st_mode):
+            return os.lseek(descriptor, 0, os.SEEK_END)
+        while low < high:
+            middle = high - (high - low) // 2
+            try:
+                low = os.lseek(descriptor, middle, os.SEEK_SET)
+            except OSError:
+                high = middle - 1
+        return low
+    finally:
+        os.lseek(descriptor, position, os.SEEK_SET)
 
 
 cdef int cut(JournalledCore self, int64_t length) except -1:

@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memset
 
 from ._backend cimport READ, SYNC, WRITE, Kind
 from ._drivers cimport Job
-from ._flight cimport Flight, SyncFlight
+from ._flight cimport Flight, SyncFlight, receive_all
 from ._gil cimport give_way
 from ._log cimport RECEIVED, error_of_receipt
 from ._scheduler cimport Scheduler, count_time
@@ -132,10 +132,14 @@ cdef int enlist(LandingDesk self) except -1:
 
 
 cdef int refuse_held(LandingDesk self, list heard, list hubs) except -1:
-    # After a sync has failed: held writes and syncs learn it, and never go.
-    cdef Writes writes = self.window.take_writes(Writes())
+    # After a sync has failed: held writes and syncs learn it, and never go. What the journal has of
+    # them it keeps, as their buffers are the callers' again.
+    cdef Writes writes
     cdef Ticket ticket
     cdef Py_ssize_t i
+    if self.window.writes.has_records:
+        receive_all(self.window.writes)         # no others come any more
+    writes = self.window.take_writes(Writes())
     self.writes_due = None
     for i in range(writes.tickets.size):
         if writes.tickets.items[i] == NULL:
@@ -301,7 +305,6 @@ cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t
 
 
 cdef int land_writes(LandingDesk self, Flight flight, list heard, list hubs) except -1:
-    self.window.flying = None
     if flight.failure is None:
         count(self, flight)
     if flight.journal_failed:
@@ -311,6 +314,8 @@ cdef int land_writes(LandingDesk self, Flight flight, list heard, list hubs) exc
         mark_superseded(flight)
     if self.log is not None:
         hold_back_checkpoints(self, &flight.writes.tickets)
+    # Until now reads had to see them, and no others could go.
+    self.window.flying = None
     return end_all(self, &flight.writes.tickets, heard, hubs)
 
 
@@ -324,12 +329,13 @@ cdef int write_what_was_received(LandingDesk self, const Tickets* tickets) excep
         if tickets.items[i] == NULL:
             continue
         ticket = <Ticket>tickets.items[i]
-        if (ticket.state != FLYING or ticket.receipt is None
-                or ticket.end == ticket.offset):
+        if ticket.state != FLYING or ticket.receipt is None:
             continue
         if ticket.receipt.state != RECEIVED:
             ticket.failure = error_of_receipt(ticket.receipt)
             continue
+        if ticket.end == ticket.offset:
+            continue                    # its bytes came with another one, that had its key first
         size = ticket.end - ticket.offset
         got = self.move_straight(WRITE, ticket.memory, size, ticket.offset)
         if got != size:

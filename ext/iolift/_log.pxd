@@ -8,11 +8,10 @@ from ._records cimport Chain, RecordType
 
 cdef enum ReceiptState:
     GATHERED = 0                # not given to the device yet
-    WITHDRAWN = 1               # ... and will not be: it is RECEIVED when those before it are
-    COMMITTING = 2              # in the group that is on its way
-    RECEIVED = 3                # on the device, for good
-    REFUSED = 4                 # never written, for good
-    UNKNOWN = 5                 # given to the device, which failed: may be there, or not
+    COMMITTING = 1              # in the group that is on its way
+    RECEIVED = 2                # on the device, for good
+    REFUSED = 3                 # never written, for good
+    UNKNOWN = 4                 # given to the device, which failed: may be there, or not
 
 
 cdef class Receipt:
@@ -29,10 +28,20 @@ cdef class Receipt:
     cdef uint32_t flags
     cdef RecordType type
     cdef ReceiptState state
+    cdef bint is_withdrawn      # never written; RECEIVED when those before it are
+    cdef bint is_shared         # with somebody who came with the same key
     cdef readonly uint64_t sequence     # 0 until it is committing
+    # Its sequence; where it was never written, that of the record that came next. 0: not known yet.
+    cdef uint64_t place
     cdef Receipt head           # the first part of a request of several; None
     cdef list watchers          # callables, called with it when it is received or failed
     cdef object cause           # the OSError of REFUSED and UNKNOWN
+
+
+cdef class LiveSegment:
+    cdef int64_t number
+    cdef object handle
+    cdef uint64_t first         # no record before this one is in it
 
 
 cdef class Log(Timed):
@@ -62,9 +71,17 @@ cdef class Log(Timed):
     cdef readonly dict keys     # idempotency key -> sequence; the oldest first
     cdef dict keys_under_way    # -> Receipt
     cdef Py_ssize_t max_keys
-    cdef public Py_ssize_t live_segments, max_segments
+    cdef list segments          # LiveSegments, the oldest first; the last one is written to
+    # The number of the youngest segment that has, with those after it, all keys on the device.
+    cdef public int64_t established
+    cdef public Py_ssize_t max_segments
     cdef readonly int64_t gathered_bytes
     cdef readonly bint is_committing
+    cdef unsigned long committer    # the thread that is at it
+    cdef unsigned long main_thread
+    cdef uint32_t generation    # of forks
+    cdef bint is_closed
+    cdef bint has_refused       # a record, for want of room, since somebody looked
     cdef readonly object poison
     cdef char* buffer
     cdef int64_t room
@@ -72,6 +89,7 @@ cdef class Log(Timed):
 
     cdef Receipt add(self, RecordType type, uint32_t target, uint64_t offset, bytes key,
                      object owner, const char* memory, int64_t size)
+    cdef int help(self, int64_t until_ns) except -1
     cdef int commit(self) except -1
     cdef int wait_for_commit(self, int64_t until_ns) except -1
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1
@@ -79,7 +97,9 @@ cdef class Log(Timed):
     cdef bint withdraw(self, Receipt receipt) except -1
     cdef Receipt find_key(self, bytes key)
     cdef int commit_aside(self, Drivers drivers, bint all_of_it) except -1
-    cdef bint has_room(self, int64_t size, Py_ssize_t needed_segments) noexcept
+    cdef bint has_room(self, int64_t size, Py_ssize_t staying) noexcept
+    cdef int64_t first_needed(self, uint64_t through) noexcept
+    cdef Py_ssize_t needed_segments(self, uint64_t through) noexcept
 
 
 cdef class CommitJob(Job):

@@ -22,12 +22,17 @@ encodes and writes; the group and the buffer are its own then.
 import collections
 import errno
 import os
+from concurrent.futures import CancelledError
+from threading import main_thread
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.exc cimport (
+    PyErr_CheckSignals, PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable,
+)
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.sequence cimport PySequence_Fast_ITEMS
 from libc.errno cimport EAGAIN, EINTR, EIO
 from libc.errno cimport errno as c_errno
@@ -37,6 +42,7 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport pwrite
 
 from ._arguments cimport Buffer, parse_int, take_buffer
+from ._backend cimport fork_generation
 from ._drivers cimport Drivers, Job
 from ._records cimport (
     BLOCK, CONTINUES, END, KEY_RECORD, MAX_KEY, MAX_PART, MAX_TARGETS, MORE, TRUNCATE_RECORD,
@@ -46,7 +52,7 @@ from ._system cimport (
     iolift_datasync, iolift_direct_alignment, iolift_now_ns, iolift_set_direct,
 )
 from ._storage import DirectoryStorage
-from .errors import OutcomeUnknownError, PoisonedError
+from .errors import ForkedError, OutcomeUnknownError, PoisonedError
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** memory, size_t alignment, size_t size)
@@ -75,8 +81,7 @@ cdef class Receipt:
     @property
     def state(self):
         """"gathered", "withdrawn", "committing", "received", "refused" or "unknown"."""
-        return ("gathered", "withdrawn", "committing", "received", "refused",
-                "unknown")[<int>self.state]
+        return name_of(self)
 
     def done(self):
         """Whether it is received, or has failed."""
@@ -84,12 +89,13 @@ cdef class Receipt:
 
     def add_done_callback(self, fn):
         """Call fn(receipt) when it is received or has failed, in whichever thread; now if it is."""
+        watchers = [fn]                 # first: to make an object may let others in
         if self.state >= RECEIVED:
             fn(self)
-            return
-        if self.watchers is None:
-            self.watchers = []
-        self.watchers.append(fn)
+        elif self.watchers is None:
+            self.watchers = watchers
+        else:
+            self.watchers.append(fn)
 
     def __await__(self):
         if self.state < RECEIVED:
@@ -100,16 +106,24 @@ cdef class Receipt:
         """Return its sequence when it is on the device; at most `timeout` seconds.
 
         Raises TimeoutError; OutcomeUnknownError where the device failed under it; PoisonedError
-        or OSError where it was never written.
+        or OSError where it was never written; concurrent.futures.CancelledError.
         """
         cdef int64_t until = INT64_MAX
         if timeout is not None:
             until = iolift_now_ns() + <int64_t>(min(max(float(timeout), 0.0), 1e9) * 1e9)
         self.log.wait(self, until)
+        if self.is_withdrawn:
+            raise CancelledError("the write was cancelled")
         return self.sequence
 
     def __repr__(self):
-        return f"<receipt {self.sequence or '-'}: {self.state}>"
+        return f"<receipt {self.sequence or '-'}: {name_of(self)}>"
+
+
+cdef str name_of(Receipt receipt):
+    if receipt.is_withdrawn:
+        return "withdrawn"
+    return ("gathered", "committing", "received", "refused", "unknown")[<int>receipt.state]
 
 
 async def wait_on_loop(Receipt receipt):
@@ -135,7 +149,7 @@ async def wait_on_loop(Receipt receipt):
 
 def commit_for_awaiting(Receipt receipt):
     """In the loop, after all tasks that were ready had their turn."""
-    if receipt.state < RECEIVED and not receipt.log.is_committing:
+    if receipt.state < RECEIVED:
         receipt.log.journal.commit_aside()
 
 
@@ -146,6 +160,8 @@ cdef object error_of_receipt(Receipt receipt):
         return OutcomeUnknownError(cause.errno, f"the journal failed under it "
                                    f"({os.strerror(cause.errno)}): it may be there, or not")
     if receipt.state == REFUSED:
+        if receipt.log.poison is None and receipt.log.is_closed:
+            return ValueError("the journal was closed before it was written")
         if receipt.log.poison is None:
             return OSError(cause.errno, f"{os.strerror(cause.errno)}: not written, the journal "
                            f"could not grow")
@@ -166,6 +182,9 @@ cdef class Log(Timed):
         self.storage = storage
         self.is_native = type(storage) is DirectoryStorage
         self.waiters = Drivers(self, 0)
+        self.generation = fork_generation()
+        self.main_thread = main_thread().ident
+        self.segments = []
         self.segment_bytes = segment_bytes
         # Header, a prologue of a quarter, and a part with its key always fit in a segment.
         self.max_part = min(<int64_t>MAX_PART, segment_bytes // 2 - BLOCK)
@@ -175,6 +194,7 @@ cdef class Log(Timed):
         self.gathered = collections.deque()
         self.prologue = []
         self.max_segments = 1 << 30
+        self.established = INT64_MAX
 
     def __dealloc__(self):
         free(self.buffer)
@@ -185,14 +205,28 @@ cdef class Log(Timed):
         return self.chain.durable
 
     @property
-    def is_beginning(self):
-        """Whether the segment has nothing on the device yet."""
-        return self.header is not None
+    def live_segments(self):
+        """How many there are."""
+        return len(self.segments)
 
     @property
     def checkpointable(self):
         """(durable sequence, CRC of that record)."""
         return self.chain.durable, self.durable_crc
+
+    def close(self):
+        """Nothing is gathered or written from now on: the descriptors go. What has gathered is
+        refused."""
+        while (self.is_committing and self.committer != PyThread_get_thread_ident()
+               and self.generation == fork_generation()):
+            self.wait_for_commit(INT64_MAX)
+        self.is_closed = True
+        self.handle = None
+        self.descriptor = -1
+        refuse_gathered(self, OSError(errno.EBADF, os.strerror(errno.EBADF)))
+        self.waiters.land()
+        if self.heard is not None:
+            tell(self)
 
     # ---------------------------------------------------------------------------------- gathering
 
@@ -223,9 +257,7 @@ cdef class Log(Timed):
         cdef Receipt receipt = None, head = None
         cdef int64_t part, total = 0
         cdef list parts = []
-        if self.poison is not None:
-            raise PoisonedError(self.poison.errno, f"the journal failed before "
-                                f"({os.strerror(self.poison.errno)}): no more is accepted")
+        self.check()
         if len(key) > MAX_KEY:
             raise ValueError(f"key has {len(key)} bytes, at most {MAX_KEY} are allowed")
         while receipt is None or size:
@@ -251,17 +283,26 @@ cdef class Log(Timed):
         self.was_known = head is not None
         if self.was_known:
             return head
-        if self.poison is not None:
-            raise PoisonedError(self.poison.errno, "the journal failed just now")
+        self.check()
         self.gathered.extend(parts)
         self.gathered_bytes += total
         if receipt.key_size:
             self.keys_under_way[key] = receipt
         return receipt
 
+    def check(self):
+        """Raise ForkedError, ValueError or PoisonedError where nothing would be gathered."""
+        if self.generation != fork_generation():
+            raise ForkedError("this journal belongs to the parent process")
+        if self.is_closed:
+            raise ValueError("I/O operation on closed journal")
+        if self.poison is not None:
+            raise PoisonedError(self.poison.errno, f"the journal failed before "
+                                f"({os.strerror(self.poison.errno)}): no more is accepted")
+
     def fail(self, error):
         """The journal's owner met an error of its own: from now on nothing is gathered. A group
-        that is on its way comes to its own end."""
+        that is on its way to the device may still get there."""
         poison(self, error)
         self.waiters.land()
         if self.heard is not None and not self.is_committing:
@@ -274,6 +315,7 @@ cdef class Log(Timed):
             return None
         receipt = self.keys_under_way.get(key)
         if receipt is not None and receipt.state in (GATHERED, COMMITTING):
+            receipt.is_shared = True
             return receipt
         sequence = self.keys.get(key)
         if sequence is None:
@@ -294,43 +336,97 @@ cdef class Log(Timed):
         # The one under way, whoever's it is.
         return self.waiters.wait_among(&self.waiters.waiting, until_ns)
 
+    cdef int help(self, int64_t until_ns) except -1:
+        # One step on the way to a receipt: commit what has gathered, or wait for who does.
+        if self.generation != fork_generation():
+            raise ForkedError("this journal belongs to the parent process")
+        if self.is_committing:
+            if self.committer == PyThread_get_thread_ident():
+                raise OSError(errno.EDEADLK, "a signal handler waits for what it has interrupted")
+            return self.wait_for_commit(until_ns)
+        # To begin a segment is Python code, and a handler that waits for the journal may come in
+        # between in the main thread: another one does it.
+        if (self.is_native and PyThread_get_thread_ident() == self.main_thread
+                and needs_segment(self)):
+            self.journal.commit_aside()
+            if self.gathered and not self.is_committing:
+                self.wait_for_commit(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
+            return 0
+        return self.commit()
+
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1:
         while receipt.state < RECEIVED:
-            if not self.is_committing:
-                self.commit()
-                continue
-            if iolift_now_ns() >= until_ns:
+            if self.is_committing and iolift_now_ns() >= until_ns:
                 raise TimeoutError("the journal has not received it yet")
-            self.wait_for_commit(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
+            self.help(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
             PyErr_CheckSignals()
         if receipt.state != RECEIVED:
             raise error_of_receipt(receipt)
         return 0
 
     cdef int settle(self, Receipt receipt) except -1:
-        # Returns when it is received or has failed; hears no signals: others depend on the caller.
+        # Returns when it is received or has failed, whatever comes: others depend on the caller.
+        cdef bint was_interrupted = False
         while receipt.state < RECEIVED:
-            if not self.is_committing:
-                self.commit()
-            else:
-                self.wait_for_commit(INT64_MAX)
+            try:
+                self.help(INT64_MAX)
+            except KeyboardInterrupt:
+                was_interrupted = True          # for whoever stands here, once this is done
+            except BaseException as error:
+                self.fail(OSError(EIO, repr(error)))
+        if was_interrupted:
+            PyErr_SetInterrupt()
         return 0
 
     cdef bint withdraw(self, Receipt receipt) except -1:
-        # As if it had never been made. False: it is on its way, or has several parts.
-        if receipt.state != GATHERED or receipt.head is not None:
+        # As if it had never been made. False: it is on its way, has several parts, or is the
+        # receipt of somebody else, too, who came with the same key.
+        if receipt.state != GATHERED or receipt.head is not None or receipt.is_shared:
             return False
-        receipt.state = WITHDRAWN
+        receipt.is_withdrawn = True
         receipt.owner = None
         receipt.memory = NULL
+        forget_key(self, receipt)
         self.gathered_bytes -= record_bytes(receipt.size + receipt.key_size)
         return True
 
-    cdef bint has_room(self, int64_t size, Py_ssize_t needed_segments) noexcept:
+    cdef int64_t first_needed(self, uint64_t through) noexcept:
+        # The oldest segment with a record after `through`, or with keys that no later one has. A
+        # segment's records end where the next one's begin.
+        cdef Py_ssize_t i
+        for i in range(len(self.segments) - 1):
+            if (<LiveSegment>self.segments[i + 1]).first > through + 1:
+                return min(self.established, (<LiveSegment>self.segments[i]).number)
+        return self.established
+
+    cdef Py_ssize_t needed_segments(self, uint64_t through) noexcept:
+        # How many would stay after a checkpoint of all records up to `through`.
+        cdef int64_t first = self.first_needed(through)
+        cdef LiveSegment segment
+        cdef Py_ssize_t n = 0
+        for segment in self.segments:
+            n += segment.number >= first
+        return n
+
+    def first_needed_after(self, through):
+        """The number of the oldest segment that must stay after a checkpoint of all records up to
+        `through`. O(segments)."""
+        return self.first_needed(through)
+
+    def drop_before(self, number):
+        """Strike off segments with a lower number, the oldest first; their (number, handle)."""
+        cdef LiveSegment segment
+        cdef list dropped = []
+        while self.segments and (<LiveSegment>self.segments[0]).number < number:
+            segment = self.segments.pop(0)
+            dropped.append((segment.number, segment.handle))
+        return dropped
+
+    cdef bint has_room(self, int64_t size, Py_ssize_t staying) noexcept:
         # Whether a request would fit behind all that has gathered, even if only a quarter of each
-        # segment could be filled, when no more than `needed_segments` have to stay.
+        # segment could be filled, when no more than `staying` segments have to stay.
         cdef int64_t quarter = self.segment_bytes // 4
-        return ((self.max_segments - needed_segments - 1) * quarter
+        return ((self.max_segments - staying - 1) * quarter
                 >= self.gathered_bytes + record_bytes(size))
 
     cdef int commit_aside(self, Drivers drivers, bint all_of_it) except -1:
@@ -346,55 +442,65 @@ cdef class Log(Timed):
             job.finish()
         return 0
 
+    def commit_here(self):
+        """What has gathered is committed by the caller, where no thread can do it."""
+        while self.gathered and not self.is_committing:
+            self.commit()
+
     def drain(self):
         """Return when nothing is gathered or on its way: all is received, or has failed."""
         while self.gathered or self.is_committing:
-            if not self.is_committing:
-                self.commit()
-            else:
-                self.wait_for_commit(iolift_now_ns() + SIGNAL_CHECK_NS)
-                PyErr_CheckSignals()
+            self.help(iolift_now_ns() + SIGNAL_CHECK_NS)
+            PyErr_CheckSignals()
 
     # -------------------------------------------------------------------------------- the commit
 
-    def begin_segment(self, handle, bytes header, uint64_t salt, list keys):
+    def adopt_segment(self, number, handle):
+        """A segment of before, whose records are all in the targets, but which has keys."""
+        self.segments.append(new_segment(number, handle, 0))
+
+    def begin_segment(self, number, handle, bytes header, uint64_t salt, list keys):
         """From here on records go to this segment. Called back from commit.
 
         handle: of a file of zeros, synced. header: its first block, which goes with the first
         batch. keys: (key, sequence) that are carried over into it.
         """
         cdef Receipt receipt
-        self.handle = handle
-        self.descriptor = handle if self.is_native else -1
-        self.is_direct = self.is_native and go_direct(self.descriptor)
-        self.position = 0
-        self.header = header
-        self.chain.salt = salt
-        self.prologue = []
+        cdef LiveSegment segment = new_segment(number, handle, self.chain.durable + 1)
+        cdef list prologue = []
         for key, sequence in keys:
             receipt = Receipt.__new__(Receipt)
             receipt.log = self
             receipt.type = KEY_RECORD
             receipt.offset = sequence
             set_key(receipt, key)
-            self.prologue.append(receipt)
+            prologue.append(receipt)
+        # All at once, or not at all.
+        self.segments.append(segment)
+        self.handle = handle
+        self.descriptor = handle if self.is_native else -1
+        self.is_direct = self.is_native and go_direct(self.descriptor)
+        self.position = 0
+        self.header = header
+        self.chain.salt = salt
+        self.prologue = prologue
 
     cdef int commit(self) except -1:
         # The next group, from gathering to receipts. Nobody else is at it.
         cdef int64_t size
-        cdef int result
+        cdef int result = 0
         cdef PyObject** items
         cdef Py_ssize_t n
         if not self.gathered:
             return 0
         self.is_committing = True
+        self.committer = PyThread_get_thread_ident()
         try:
             try:
                 size = take_group(self)
             except OSError as error:
                 refuse(self, error)
                 return 0
-            result = 0
             if size:
                 items = PySequence_Fast_ITEMS(self.group)
                 n = len(self.group)
@@ -402,6 +508,12 @@ cdef class Log(Timed):
                     encode_group(self, items, n, size)
                     result = write_group(self, size)
             end_group(self, size, result)
+        except BaseException:
+            if self.group:              # it was taken out, and has not ended: there is no memory
+                poison(self, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+                fail(self.group, UNKNOWN, self.poison)
+                fail(self.passed, REFUSED, self.poison)
+            raise
         finally:
             self.is_committing = False
             self.group = self.passed = None
@@ -409,6 +521,14 @@ cdef class Log(Timed):
             if self.heard is not None:
                 tell(self)
         return 0
+
+
+cdef LiveSegment new_segment(int64_t number, object handle, uint64_t first):
+    cdef LiveSegment segment = LiveSegment.__new__(LiveSegment)
+    segment.number = number
+    segment.handle = handle
+    segment.first = first
+    return segment
 
 
 cdef class CommitJob(Job):
@@ -465,55 +585,89 @@ cdef int64_t padded(int64_t size) noexcept nogil:
     return (size + BLOCK - 1) & ~<int64_t>(BLOCK - 1)
 
 
+cdef bint is_large(Receipt receipt) noexcept:
+    return receipt.size > SMALL_BYTES
+
+
+cdef int64_t group_limit(Log self, Receipt first) noexcept:
+    cdef int64_t limit = GROUP_BYTES
+    if is_large(first) or self.gathered_bytes >= BACKLOG_BYTES:
+        limit = LARGE_GROUP_BYTES
+    return min(limit, self.segment_bytes // 2)
+
+
+cdef int64_t room_in_segment(Log self) noexcept:
+    # For records, once they are padded.
+    return (self.segment_bytes - self.position - (0 if self.header is None else BLOCK)
+            - group_bytes(self.prologue))
+
+
+cdef int64_t next_group(Log self) except -1:
+    # Bytes of the records that would go now. May let others in.
+    cdef Receipt receipt, first = None
+    cdef int64_t size = 0, more
+    for receipt in self.gathered:
+        if receipt.is_withdrawn:
+            continue
+        more = record_bytes(receipt.size + receipt.key_size)
+        if first is None:
+            first = receipt
+        elif size + more > group_limit(self, first) or is_large(receipt) != is_large(first):
+            break
+        size += more
+    return size
+
+
+cdef bint needs_segment(Log self) except -1:
+    cdef int64_t size = next_group(self)
+    return size > 0 and padded(size) > room_in_segment(self)
+
+
 cdef int64_t take_group(Log self) except -1:
     # Which records go now, and where: their bytes, padded; 0: none. OSError: there is no segment
     # for them.
-    cdef Receipt receipt
-    cdef bint is_large = False
+    cdef Receipt receipt, first = None
     cdef int64_t limit = 0, size = 0, more
-    cdef Py_ssize_t count = 0
-    for receipt in self.gathered:
-        if receipt.state == GATHERED:
-            more = record_bytes(receipt.size + receipt.key_size)
-            if size == 0:
-                is_large = receipt.size > SMALL_BYTES
-                limit = (LARGE_GROUP_BYTES if is_large or self.gathered_bytes >= BACKLOG_BYTES
-                         else GROUP_BYTES)
-                limit = min(limit, self.segment_bytes // 2)
-            elif size + more > limit or (receipt.size > SMALL_BYTES) != is_large:
-                break
-            size += more
-        count += 1
-    if size and self.position + padded(size) > self.segment_bytes:
-        self.journal.begin_segment(size)
+    self.passed = []
+    self.group = []
+    while needs_segment(self):
+        self.journal.begin_segment(next_group(self))
         if self.position:
             raise RuntimeError("the journal gave no new segment")
         if self.poison is not None:
             raise self.poison
-    if size:
-        size = padded(size + group_bytes(self.prologue))
-        self.header_size = 0 if self.header is None else BLOCK
-        reserve(self, self.header_size + size)
-        if self.header is not None:
-            memcpy(self.buffer, PyBytes_AS_STRING(self.header), BLOCK)
-        size += self.header_size
-    self.passed = []
-    self.group = []
-    # Lists were made since `count`, which may have let others in.
-    for _ in range(min(count, len(self.gathered))):
-        receipt = self.gathered.popleft()
-        if receipt.state != GATHERED:
-            self.passed.append(receipt)
-            continue
-        self.gathered_bytes -= record_bytes(receipt.size + receipt.key_size)
-        receipt.state = COMMITTING
-        self.group.append(receipt)
+    reserve(self, BLOCK + padded(group_bytes(self.prologue) + next_group(self)))
+    # From here on nobody comes in between; before, some may have come, or gone.
+    while self.gathered:
+        receipt = self.gathered[0]
+        if not receipt.is_withdrawn:
+            more = record_bytes(receipt.size + receipt.key_size)
+            if first is None:
+                first = receipt
+                limit = group_limit(self, first)
+            elif size + more > limit or is_large(receipt) != is_large(first):
+                break
+            if (padded(size + more) > room_in_segment(self)
+                    or BLOCK + padded(group_bytes(self.prologue) + size + more) > self.room):
+                break
+        receipt.place = self.chain.sequence + len(self.prologue) + len(self.group)
+        (self.passed if receipt.is_withdrawn else self.group).append(receipt)   # or no memory
+        self.gathered.popleft()
+        if not receipt.is_withdrawn:
+            receipt.state = COMMITTING
+            self.gathered_bytes -= more
+            size += more
     if not self.group:
-        return 0                        # what it had was withdrawn meanwhile
+        return 0                        # what it had was withdrawn
+    size = padded(size + group_bytes(self.prologue))
+    self.header_size = 0
+    if self.header is not None:
+        self.header_size = BLOCK
+        memcpy(self.buffer, PyBytes_AS_STRING(self.header), BLOCK)
     if self.prologue:
         self.group = self.prologue + self.group
         self.prologue = []
-    return size
+    return self.header_size + size
 
 
 cdef int reserve(Log self, int64_t size) except -1:
@@ -538,7 +692,7 @@ cdef void encode_group(Log self, PyObject** receipts, Py_ssize_t n, int64_t size
     for i in range(n):
         item = receipts[i]
         flags = (<Receipt>item).flags | (END if i == n - 1 else 0)
-        (<Receipt>item).sequence = self.chain.sequence
+        (<Receipt>item).sequence = (<Receipt>item).place = self.chain.sequence
         place += put_record(place, &self.chain, <uint16_t>(<Receipt>item).type,
                             (<Receipt>item).target, (<Receipt>item).offset, (<Receipt>item).key,
                             (<Receipt>item).key_size, (<Receipt>item).memory,
@@ -612,28 +766,30 @@ cdef int end_group(Log self, int64_t size, int result) except -1:
         fail(self.group, UNKNOWN, self.poison)
         fail(self.passed, REFUSED, self.poison)
         return 0
+    for receipt in self.group:
+        if receipt.key_size and receipt.type == WRITE_RECORD:
+            remember(self, receipt)
+    if size:
+        self.position += size
+        self.chain.durable = self.chain.sequence - 1
+        self.durable_crc = self.chain.previous
+        self.commits += 1
+        self.bytes_written += size
+        if self.header is not None:
+            # It has all keys that are remembered, and it is on the device.
+            self.header = None
+            self.established = (<LiveSegment>self.segments[len(self.segments) - 1]).number
     for receipt in self.passed:
-        receipt.sequence = self.chain.sequence - 1
         end(receipt, RECEIVED)
-    if size == 0:
-        return 0
-    self.position += size
-    self.header = None
-    self.chain.durable = self.chain.sequence - 1
-    self.durable_crc = self.chain.previous
-    self.commits += 1
-    self.bytes_written += size
     for receipt in self.group:
         end(receipt, RECEIVED)
         self.records += 1
         self.bytes_asked += receipt.size
-        if receipt.key_size and receipt.type == WRITE_RECORD:
-            remember(self, receipt)
     return 0
 
 
 cdef int remember(Log self, Receipt receipt) except -1:
-    self.keys_under_way.pop(receipt.key_bytes, None)
+    forget_key(self, receipt)
     self.keys.pop(receipt.key_bytes, None)
     self.keys[receipt.key_bytes] = receipt.sequence
     if len(self.keys) > self.max_keys:
@@ -641,10 +797,19 @@ cdef int remember(Log self, Receipt receipt) except -1:
     return 0
 
 
+cdef int forget_key(Log self, Receipt receipt) except -1:
+    # It is not under way any more.
+    if receipt.key_size and self.keys_under_way.get(receipt.key_bytes) is receipt:
+        del self.keys_under_way[receipt.key_bytes]
+    return 0
+
+
 cdef void fail(object receipts, ReceiptState state, object cause) noexcept:
     cdef Receipt receipt
     for receipt in receipts:
         receipt.cause = cause
+        if receipt.log is not None:
+            forget_key(receipt.log, receipt)
         end(receipt, state)
 
 
@@ -653,6 +818,7 @@ cdef int refuse(Log self, object cause) except -1:
     # else nobody knows what it did to the disk.
     if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return poison(self, cause)
+    self.has_refused = True
     refuse_gathered(self, cause)
     return 0
 
@@ -665,6 +831,9 @@ cdef int poison(Log self, object cause) except -1:
 
 
 cdef void refuse_gathered(Log self, object cause) noexcept:
+    cdef Receipt receipt
     gathered, self.gathered = self.gathered, collections.deque()
     self.gathered_bytes = 0
+    for receipt in gathered:
+        receipt.place = self.chain.sequence
     fail(gathered, REFUSED, cause)

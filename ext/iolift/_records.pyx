@@ -81,7 +81,7 @@ cdef bint is_sound(const Header* header, int64_t room) noexcept nogil:
         return False
     if header.target >= MAX_TARGETS or header.flags > (MORE | END | CONTINUES):
         return False
-    if header.offset > <uint64_t>(INT64_MAX - header.size):
+    if header.offset > <uint64_t>(INT64_MAX - (header.size - header.key_size)):
         return False
     if header.durable >= header.sequence:
         return False

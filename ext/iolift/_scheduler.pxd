@@ -60,8 +60,8 @@ cdef class Scheduler(Timed):
     cdef void disarm(self) noexcept
     cdef bint has_room(self, Kind kind) noexcept
     cdef bint is_full(self, Kind kind, int64_t size) noexcept
-    cdef bint has_no_room(self, Desk desk, Ticket ticket) except -1
-    cdef bint must_wait(self, Desk desk, Ticket ticket) except -1
+    cdef bint has_no_room(self, Desk desk, Ticket ticket) noexcept
+    cdef bint must_wait(self, Desk desk, Ticket ticket) noexcept
     cdef int64_t ready_at(self) noexcept
     cdef void charge(self, int64_t operations, int64_t bytes) noexcept
     cdef bint may_go(self) except -1

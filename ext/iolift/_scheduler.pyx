@@ -107,12 +107,11 @@ cdef class Scheduler(Timed):
         return self.held_requests > 0 and (
             self.held_requests >= requests or size > bytes - self.held_bytes)
 
-    cdef bint has_no_room(self, Desk desk, Ticket ticket) except -1:
+    cdef bint has_no_room(self, Desk desk, Ticket ticket) noexcept:
         cdef int64_t size = ticket.end - ticket.offset
-        # The journal first: to ask it may let others in.
-        return ((ticket.kind == WRITE and desk.is_tight(size)) or self.is_full(ticket.kind, size))
+        return self.is_full(ticket.kind, size) or (ticket.kind == WRITE and desk.is_tight(size))
 
-    cdef bint must_wait(self, Desk desk, Ticket ticket) except -1:
+    cdef bint must_wait(self, Desk desk, Ticket ticket) noexcept:
         # In order, where it would have to see what is parked.
         return (self.has_no_room(desk, ticket)
                 or (self.parked and (ticket.kind != READ or desk.parked_here > 0)))

@@ -96,7 +96,7 @@ cdef class Desk:
     cdef bint is_unasked
     # for the scheduler:
     cdef Py_ssize_t parked_here
-    cdef bint is_tight(self, int64_t size) except -1
+    cdef bint is_tight(self, int64_t size) noexcept
     cdef int take(self, Ticket ticket) except -1
     cdef int64_t go_on_time(self, int64_t now) except -1
     cdef int go_on(self) except -1

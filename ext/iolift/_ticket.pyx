@@ -58,7 +58,7 @@ cdef class Desk:
     cdef bint is_checkpointed(self, Ticket ticket) except -1:
         raise NotImplementedError
 
-    cdef bint is_tight(self, int64_t size) except -1:
+    cdef bint is_tight(self, int64_t size) noexcept:
         return False
 
     cdef Hub hub_of(self, object loop):

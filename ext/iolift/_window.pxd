@@ -40,7 +40,7 @@ cdef class Writes:
     cdef int64_t seen_from          # somebody has seen a file size that counts on writes past it
     cdef Py_ssize_t syncs
     cdef Receipt first_receipt      # of a file with a journal; None: of no record yet
-    cdef Receipt last_receipt
+    cdef bint has_records
 
 
 cdef class Window:

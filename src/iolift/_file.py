@@ -21,11 +21,11 @@ from ._coalescer import Coalescer
 from ._filecore import FileCore
 from ._journal import Journal, check_sizes
 from ._journalcore import JournalledCore
-from ._storage import DirectoryStorage
+from ._storage import DirectoryStorage, sync_parent
 from .errors import ForkedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import ArrayLike
 
@@ -109,8 +109,8 @@ class File(io.RawIOBase):
             kind = FileCore if journal is None else JournalledCore
             self._core = self._open(path, flags, bool(closefd), bool(direct), kind)
             if isinstance(self._core, JournalledCore):
-                if flags & os.O_CREAT and not isinstance(path, int):
-                    _sync_parent(path)
+                if not isinstance(path, int):
+                    sync_parent(path)
                 self._journal = _open_journal(
                     self._core,
                     journal,
@@ -435,24 +435,28 @@ def _open_journal(core: JournalledCore, path: Any, **options: Any) -> Journal:
     """Recovers: from here on the file is as it was last received."""
     # A storage of a test's own may stand in for the directory.
     directory = isinstance(path, str | bytes | os.PathLike)
-    journal = Journal(
-        DirectoryStorage(path) if directory else path,
-        [core.fileno()],
-        write_back=core.landed_sequence,
-        commit_aside=core.commit_aside,
-        **options,
-    )
+    storage = DirectoryStorage(path) if directory else path
+    with _through_the_page_cache(core.fileno()):
+        journal = Journal(
+            storage,
+            [core.fileno()],
+            write_back=core.landed_sequence,
+            commit_aside=core.commit_aside,
+            **options,
+        )
     core.attach(journal)
     return journal
 
 
-def _sync_parent(path: Any) -> None:
-    """A file that was made just now is there after a crash, too."""
-    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+@contextlib.contextmanager
+def _through_the_page_cache(fd: int) -> Iterator[None]:
+    """Recovery writes what is in no way aligned, also where the file is open with O_DIRECT."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~getattr(os, "O_DIRECT", 0))
     try:
-        os.fsync(parent)
+        yield
     finally:
-        os.close(parent)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 def _check_descriptor(fd: int, direct: bool) -> None:

@@ -14,7 +14,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._format import BLOCK, SegmentHeader, decode_header, salt_of, segment_name, segment_number
+from ._format import (
+    BLOCK,
+    SegmentHeader,
+    Slot,
+    decode_header,
+    salt_of,
+    segment_name,
+    segment_number,
+)
 from ._records import Entry, all_zeros, scan, voucher
 from ._recovery import apply
 from ._storage import Room
@@ -69,38 +77,39 @@ def restore(storage: Storage, target: int, handle: int, *, base: int, at: int) -
     """
     if at < base:
         raise JournalError(f"record {at} is older than the copy, which is as after {base}")
-    first, last, count = None, base, 0
-    gone = unfinished(e for _, _, entries in history(storage) for e in entries if e.sequence <= at)
-    room = Room()
+    # Nothing is written before it is known that all of it is there.
+    seen = [entry for _, _, entries in history(storage) for entry in entries]
+    if at > base and (not seen or seen[0].sequence > base + 1):
+        begin = f"begins with record {seen[0].sequence}" if seen else "is empty"
+        raise JournalError(f"the history {begin}, {base + 1} is needed")
+    if seen and seen[-1].sequence < at:
+        raise JournalError(f"the history ends with record {seen[-1].sequence}, {at} is asked for")
+    gone = unfinished(entry for entry in seen if entry.sequence <= at)
+    del seen
+    room, count = Room(), 0
     for _, data, entries in history(storage):
-        if first is None and entries:
-            first = entries[0].sequence
-        wanted = [entry for entry in entries if base < entry.sequence <= at]
-        if wanted:
-            last = wanted[-1].sequence
-        wanted = [e for e in wanted
-                  if e.target == target and e.type != "key" and e.sequence not in gone]  # fmt: skip
+        wanted = [e for e in entries if base < e.sequence <= at and e.target == target
+                  and e.type != "key" and e.sequence not in gone]  # fmt: skip
         apply(storage, handle, wanted, data, room)
         count += len(wanted)
-    if first is None or (first > base + 1 and at > base):
-        raise JournalError(f"the history begins with record {first}, {base + 1} is needed")
-    if last < at:
-        raise JournalError(f"the history ends with record {last}, {at} is asked for")
     return count
 
 
-def salvage(storage: Storage) -> Iterator[tuple[str, memoryview, Entry]]:
+def salvage(storage: Storage, slot: Slot | None) -> Iterator[tuple[str, memoryview, Entry]]:
     """Every record of the live segments that can still be read, in order, gaps and all.
 
-    A record is taken by its own CRCs and its segment's salt; what it was bound to may be gone.
+    slot: the checkpoint; None where there is none any more, which makes every segment live. A
+    record is taken by its own CRCs and its segment's salt; what it was bound to may be gone.
     O(bytes).
     """
-    slot, _, _ = read_checkpoint(storage)
     for number in sorted(n for n in map(segment_number, storage.names()) if n is not None):
-        if number < slot.first_segment:
+        if slot is not None and number < slot.first_segment:
             continue
         data = read_segment(storage, number)
-        salt = salt_of(slot.journal_id, number)
+        journal_id = _journal_id(data) if slot is None else slot.journal_id
+        if journal_id is None:
+            continue
+        salt = salt_of(journal_id, number)
         position = 0
         while position >= 0:
             position = voucher(data, position, salt=salt, lost=0)
@@ -119,3 +128,18 @@ def salvage(storage: Storage) -> Iterator[tuple[str, memoryview, Entry]]:
             for entry in entries:
                 yield segment_name(number), data, entry
             position = max(end, position + 8)
+
+
+def _journal_id(data: memoryview) -> bytes | None:
+    try:
+        return decode_header(bytes(data[:BLOCK])).journal_id
+    except ValueError:
+        return None
+
+
+def last_checkpoint(storage: Storage) -> Slot | None:
+    """The newer good slot; None where none can be read."""
+    try:
+        return read_checkpoint(storage)[0]
+    except (JournalDamagedError, FileNotFoundError):
+        return None

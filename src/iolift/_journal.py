@@ -44,7 +44,7 @@ from ._records import LIMITS
 from ._recovery import PREPARED_SUFFIX, pending_targets, recover, write_slot
 from ._storage import Storage, write_all
 from ._survey import Survey, survey
-from .errors import ForeignJournalError, ForkedError, JournalError, PoisonedError
+from .errors import ForeignJournalError, JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,10 +116,10 @@ class Journal:
         self._preparing = threading.Lock()
         self._checkpointing = threading.Lock()
         self._spares: list[tuple[int, int]] = []  # number, handle
-        self._live: dict[int, tuple[int, int]] = {}  # number -> handle, last sequence
         self._target_error: OSError | None = None
-        storage.lock()
+        self._slot_error: OSError | None = None
         try:
+            storage.lock()
             self._open(targets, segment_bytes, extend)
         except BaseException:
             storage.close()
@@ -133,17 +133,14 @@ class Journal:
         if is_new(storage):
             create(storage, identities, segment_bytes)
         found = survey(storage)
+        # Of a journal that is there already, its own size of segments counts.
+        check_sizes(found.slot.segment_bytes, self._max_bytes)
         # By its place in the journal's table.
         self.targets = match_targets(found, identities, targets, extend)
         self.recovered = recover(storage, found, self.targets, keep_segments=self._keep_segments)
         self._slot, self._place = self.recovered.slot, self.recovered.place
-        self._begun: int | None = None
-        self._established = self._slot.first_segment
         numbers = [*found.history, *(segment.number for segment in found.segments)]
         self._next_number = max([self._slot.first_segment, *(n + 1 for n in numbers)])
-        for segment in found.segments:
-            if segment.header and segment.number >= self._slot.first_segment:
-                self._live[segment.number] = (storage.open(segment.name), found.sequence)
         self.log = Log(
             self,
             storage,
@@ -154,7 +151,10 @@ class Journal:
             max_keys=self._max_keys,
         )
         self.log.max_segments = self._max_bytes // self._slot.segment_bytes
-        self.log.live_segments = len(self._live)
+        self.log.established = self._slot.first_segment
+        for segment in found.segments:
+            if segment.header and segment.number >= self._slot.first_segment:
+                self.log.adopt_segment(segment.number, storage.open(segment.name))
         for target in targets:
             self.adopt(target)
 
@@ -164,19 +164,22 @@ class Journal:
         Raises OSError; ValueError where the table is full.
         """
         identity = self._storage.identity(target)
-        with self._checkpointing:
-            if identity in self._slot.targets:
-                number = self._slot.targets.index(identity)
-            else:
-                number = len(self._slot.targets)
-                slot = replace(
-                    self._slot,
-                    generation=self._slot.generation + 1,
-                    targets=(*self._slot.targets, identity),
-                )
-                self._write_slot(slot)
-            self.targets[number] = target
-            return number
+        try:
+            with self._checkpointing:
+                if identity in self._slot.targets:
+                    number = self._slot.targets.index(identity)
+                else:
+                    number = len(self._slot.targets)
+                    slot = replace(
+                        self._slot,
+                        generation=self._slot.generation + 1,
+                        targets=(*self._slot.targets, identity),
+                    )
+                    self._write_slot(slot)
+                self.targets[number] = target
+                return number
+        finally:
+            self._tell_of_slot_error()
 
     # ------------------------------------------------------------------------------------ writing
 
@@ -187,7 +190,7 @@ class Journal:
         one's. Raises PoisonedError, ForkedError, TypeError; ValueError for more than
         `max_request` bytes.
         """
-        self.check()
+        self.log.check()
         if memoryview(data).nbytes > self.max_request:
             raise ValueError(
                 f"data has {memoryview(data).nbytes} bytes, a journal with max_bytes = "
@@ -197,27 +200,12 @@ class Journal:
 
     def truncate(self, target: int, size: int) -> Receipt:
         """Gather a change of a target's size, bytes; returns its Receipt. O(1)."""
-        self.check()
+        self.log.check()
         return self.log.truncate(target, size)
 
     def find(self, key: bytes) -> Receipt | None:
         """The receipt of the write with this key; None where the journal does not know it."""
         return self.log.find(key)
-
-    def check(self) -> None:
-        """Raise ForkedError, ValueError or PoisonedError where no record would be accepted."""
-        if os.getpid() != self._pid:
-            raise ForkedError("this journal belongs to the parent process")
-        if self._closed:
-            raise ValueError("I/O operation on closed journal")
-        if self.log.poison is not None:
-            error = self.log.poison
-            raise PoisonedError(error.errno, "the journal failed before: no more is accepted")
-
-    def needed_segments(self, through: int) -> int:
-        """How many would stay after a checkpoint of all records up to `through`. O(segments)."""
-        first = self._first_needed(through)
-        return sum(number >= first for number in self._live)
 
     @property
     def max_request(self) -> int:
@@ -233,40 +221,50 @@ class Journal:
     @property
     def live_bytes(self) -> int:
         """What the live segments take of the disk, the one that is ready included."""
-        return (len(self._live) + len(self._spares)) * self._slot.segment_bytes
+        return (self.log.live_segments + len(self._spares)) * self._slot.segment_bytes
 
     def _commit_in_thread(self) -> None:
-        threading.Thread(target=self.log.drain, name="iolift journal").start()
+        try:
+            threading.Thread(target=self.log.drain, name="iolift journal").start()
+        except RuntimeError:  # the interpreter ends
+            self.log.commit_here()
 
     # ----------------------------------------------------------------------------------- segments
 
     def begin_segment(self, needed: int) -> None:
         """Called by the log, in a commit: what is needed does not fit into the segment."""
         size = self._slot.segment_bytes
-        if self._live:
-            self._live[max(self._live)] = (self._live[max(self._live)][0], self.log.durable)
-        if not self._spares and (len(self._live) + 1) * size > self._max_bytes:
+        if not self._spares and (self.log.live_segments + 1) * size > self._max_bytes:
             self.checkpoint(self._write_back())
-            if (len(self._live) + 1) * size > self._max_bytes:
+            if (self.log.live_segments + 1) * size > self._max_bytes:
                 raise JournalError(errno.ENOSPC, f"the journal is full: {self._max_bytes} bytes")
         with self._preparing:
             if not self._spares:
                 self._spares.append(self._prepare())
             number, handle = self._spares.pop(0)
-        durable, previous = self.log.checkpointable
-        header = SegmentHeader(
-            self._slot.journal_id, number, durable + 1, previous, size, self._slot.targets
-        )
-        room = (size // 4 - BLOCK) // KEY_ROOM
-        keys = list(self.log.keys.items())[-room:] if room > 0 else []
-        self._live[number] = (handle, 0)
-        self._begun = number
-        self.log.live_segments = len(self._live)
-        self.log.begin_segment(handle, encode_header(header), header.salt, keys)
+            try:
+                self._go_on_in(number, handle)
+            except BaseException:
+                self._spares.insert(0, (number, handle))
+                raise
         if not self._spares:
             self._aside(lambda: self.prepare_ahead(1))
         if 2 * self.live_bytes > self._max_bytes:
             self._aside(self._checkpoint_quietly)
+
+    def _go_on_in(self, number: int, handle: int) -> None:
+        durable, previous = self.log.checkpointable
+        header = SegmentHeader(
+            self._slot.journal_id,
+            number,
+            durable + 1,
+            previous,
+            self._slot.segment_bytes,
+            self._slot.targets,
+        )
+        room = (self._slot.segment_bytes // 4 - BLOCK) // KEY_ROOM
+        keys = list(self.log.keys.items())[-room:] if room > 0 else []
+        self.log.begin_segment(number, handle, encode_header(header), header.salt, keys)
 
     def _prepare(self) -> tuple[int, int]:
         """A segment of zeros, whole, synced, and known by its name."""
@@ -321,31 +319,42 @@ class Journal:
         An error of a target's sync is raised, now and ever after, and all segments stay; one of the
         slot poisons the journal. O(targets) syncs, one slot, one sync.
         """
-        with self._checkpointing:
-            if self._target_error is not None:
-                error = self._target_error
-                raise JournalError(error.errno, f"a target failed before ({error.strerror})")
-            durable, previous = self.log.checkpointable
-            through = min(through, durable)
-            if through <= self._slot.sequence or self.log.poison is not None or self._closed:
-                return
-            self._sync_targets()
-            first = self._first_needed(through)
-            if is_last and through == durable and not self.log.keys:
-                first = self._next_number
-            slot = replace(
-                self._slot,
-                generation=self._slot.generation + 1,
-                sequence=through,
-                first_segment=first,
-                durable=durable,
-                previous=previous,
-            )
-            self._write_slot(slot)
-            for number in sorted(n for n in self._live if n < first):
-                self._drop(number)
+        try:
+            with self._checkpointing:
+                self._checkpoint(through, is_last)
+        finally:
+            self._tell_of_slot_error()
         if not is_last:
             self._aside(lambda: self.prepare_ahead(SPARES))
+
+    def _checkpoint(self, through: int, is_last: bool) -> None:
+        if self._target_error is not None:
+            error = self._target_error
+            raise JournalError(error.errno, f"a target failed before ({error.strerror})")
+        durable, previous = self.log.checkpointable
+        # A segment may have become old since the last checkpoint, which was for as many records.
+        through = max(min(through, durable), self._slot.sequence)
+        first = self.log.first_needed_after(through)
+        if is_last and through == durable and not self.log.keys:
+            first = self._next_number
+        is_news = through > self._slot.sequence or first > self._slot.first_segment
+        if not is_news or self.log.poison is not None or self._closed:
+            return
+        self._sync_targets()
+        slot = replace(
+            self._slot,
+            generation=self._slot.generation + 1,
+            sequence=through,
+            first_segment=first,
+            durable=durable,
+            previous=previous,
+        )
+        self._write_slot(slot)
+        for number, handle in self.log.drop_before(first):
+            self._storage.shut(handle)
+            if not self._keep_segments:
+                with contextlib.suppress(OSError):
+                    self._storage.unlink(segment_name(number))
 
     def _sync_targets(self) -> None:
         for target in self.targets.values():
@@ -355,31 +364,23 @@ class Journal:
                 self._target_error = error
                 raise
 
-    def _first_needed(self, through: int) -> int:
-        # What has all keys stays, until a segment of ours, which begins with them, is on the disk.
-        if self._begun is not None and not self.log.is_beginning:
-            self._established = self._begun
-        return min(
-            self._established,
-            *(n for n, (_, last) in self._live.items() if last > through),
-            1 << 63,
-        )
-
     def _write_slot(self, slot: Slot) -> None:
+        if self._slot_error is not None:
+            raise self._slot_error
+        handle = self._storage.open(CHECKPOINT_NAME)  # where that fails, nothing has happened
         try:
-            write_slot(self._storage, slot, 1 - self._place)
+            write_slot(self._storage, handle, slot, 1 - self._place)
         except OSError as error:
-            self.log.fail(error)
+            self._slot_error = error
             raise
+        finally:
+            self._storage.shut(handle)
         self._slot, self._place = slot, 1 - self._place
 
-    def _drop(self, number: int) -> None:
-        handle, _ = self._live.pop(number)
-        self.log.live_segments = len(self._live)
-        self._storage.shut(handle)
-        if not self._keep_segments:
-            with contextlib.suppress(OSError):
-                self._storage.unlink(segment_name(number))
+    def _tell_of_slot_error(self) -> None:
+        # Without the lock: who hears of it may close the journal.
+        if self._slot_error is not None and self.log.poison is None:
+            self.log.fail(self._slot_error)
 
     def close(self) -> None:
         """Receive what has gathered, write it back, checkpoint, let go of the lock. Idempotent.
@@ -388,15 +389,20 @@ class Journal:
         """
         if self._closed:
             return
+        # In a forked child the locks may be held by threads that it does not have.
+        is_owner = os.getpid() == self._pid
+        locks = (self._checkpointing, self._preparing) if is_owner else ()
         try:
-            if os.getpid() == self._pid:
+            if is_owner:
                 self._finish()
         finally:
-            with self._checkpointing, self._preparing:
+            self.log.close()
+            with contextlib.ExitStack() as held:
+                for lock in locks:
+                    held.enter_context(lock)
                 self._closed = True
-                for handle, _ in self._live.values():
+                for _, handle in self.log.drop_before(1 << 63):
                     self._storage.shut(handle)
-                self._live.clear()
                 for _, handle in self._spares:
                     self._storage.shut(handle)
                 self._spares.clear()

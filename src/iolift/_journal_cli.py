@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ._history import history, restore, salvage
+from ._format import CHECKPOINT_NAME
+from ._history import history, last_checkpoint, restore, salvage
 from ._journal import match_targets
 from ._recovery import apply, recover, write_slot
 from ._storage import DirectoryStorage, Room
@@ -143,9 +144,10 @@ def _show(arguments: argparse.Namespace) -> int:
                         print(json.dumps(row))
                     else:
                         print("  ".join(_cell(c, row[c]) for c in COLUMNS).rstrip())
+            damage = survey(storage).damage
     except JournalDamagedError as error:
         return _damaged(error)
-    return 0
+    return 0 if damage is None else _damaged(damage)
 
 
 def _cell(column: str, value: Any) -> str:
@@ -200,10 +202,13 @@ def _recover(arguments: argparse.Namespace) -> int:
             targets = dict(enumerate(handles))
         else:
             targets = match_targets(found, identities, handles)
-        done = recover(storage, found, targets)
+        # Who keeps the history may be another one than who opens the journal next.
+        done = recover(storage, found, targets, keep_segments=True)
         if arguments.adopt and done.slot.targets != identities:
             slot = replace(done.slot, generation=done.slot.generation + 1, targets=identities)
-            write_slot(storage, slot, 1 - done.place)
+            checkpoint = storage.open(CHECKPOINT_NAME)
+            handles.append(checkpoint)
+            write_slot(storage, checkpoint, slot, 1 - done.place)
     except JournalDamagedError as error:
         return _damaged(error)
     finally:
@@ -218,13 +223,15 @@ def _recover(arguments: argparse.Namespace) -> int:
 
 def _salvage(arguments: argparse.Namespace) -> int:
     with _reading(arguments.journal) as storage, _file(arguments.into) as handle:
-        last = survey(storage).slot.sequence
-        count = 0
+        slot = last_checkpoint(storage)
+        if slot is None:
+            print("lost: the checkpoint; every record that is there is written")
+        last, count = slot.sequence if slot else 0, 0
         room = Room()
-        for _, data, entry in salvage(storage):
+        for _, data, entry in salvage(storage, slot):
             if entry.sequence <= last:
                 continue
-            if entry.sequence != last + 1:
+            if (last or slot) and entry.sequence != last + 1:
                 print(f"lost: records {last + 1} to {entry.sequence - 1}")
             last = entry.sequence
             if entry.target == arguments.target and entry.type != "key":

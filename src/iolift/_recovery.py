@@ -17,6 +17,7 @@ from what a record says.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ import numpy as np
 from ._format import BLOCK, CHECKPOINT_NAME, TAIL_SUFFIX, Slot, encode_slot, segment_name
 from ._plan import plan
 from ._records import FLAG_END
-from ._storage import Room, Storage, write_all
+from ._storage import Room, Storage, read_into, write_all
 from ._survey import Segment, Survey, read_segment, unfinished
 
 if TYPE_CHECKING:
@@ -164,7 +165,11 @@ def recover(
     wanted = _next_slot(found, bool(keys))
     if replace(wanted, generation=slot.generation) != slot:
         slot, place = wanted, 1 - place
-        write_slot(storage, slot, place)
+        handle = storage.open(CHECKPOINT_NAME)
+        try:
+            write_slot(storage, handle, slot, place)
+        finally:
+            storage.shut(handle)
     _remove_old(storage, found, slot, keep_segments)
     return Recovered(slot, place, records, size, tails, keys)
 
@@ -190,14 +195,10 @@ def _next_slot(found: Survey, has_keys: bool) -> Slot:
     )
 
 
-def write_slot(storage: Storage, slot: Slot, place: int) -> None:
-    """Write and sync one of the two slots; the other one stays good meanwhile."""
-    handle = storage.open(CHECKPOINT_NAME)
-    try:
-        write_all(storage, handle, encode_slot(slot), place * BLOCK)
-        storage.sync(handle)
-    finally:
-        storage.shut(handle)
+def write_slot(storage: Storage, handle: int, slot: Slot, place: int) -> None:
+    """Write and sync one of the two slots of a checkpoint; the other one stays good meanwhile."""
+    write_all(storage, handle, encode_slot(slot), place * BLOCK)
+    storage.sync(handle)
 
 
 def _sync_found(storage: Storage, found: Survey) -> None:
@@ -221,9 +222,7 @@ def _cut_tails(storage: Storage, found: Survey) -> Iterator[str]:
         end = len(data.rstrip(b"\0"))
         if end <= begin:
             continue
-        name = f"{segment.number:016x}-{begin:08x}{TAIL_SUFFIX}"
-        _keep(storage, name, data[begin:end])
-        yield name
+        yield _keep(storage, segment.number, begin, data[begin:end])
     storage.sync_directory()
     for segment in torn:
         if segment.header is None:
@@ -233,15 +232,25 @@ def _cut_tails(storage: Storage, found: Survey) -> Iterator[str]:
     storage.sync_directory()
 
 
-def _keep(storage: Storage, name: str, data: bytes) -> None:
-    if name in storage.names():
-        storage.unlink(name)  # of a recovery that did not come to its end
-    handle = storage.create(name)
-    try:
-        write_all(storage, handle, data, 0)
-        storage.sync(handle)
-    finally:
-        storage.shut(handle)
+def _keep(storage: Storage, number: int, begin: int, data: bytes) -> str:
+    """Returns its name. One that is there already stays, be it this one or another: numbers of
+    segments come again."""
+    there = storage.names()
+    for i in itertools.count():
+        name = f"{number:016x}-{begin:08x}{f'-{i}' if i else ''}{TAIL_SUFFIX}"
+        is_there = name in there
+        handle = storage.open(name) if is_there else storage.create(name)
+        try:
+            view = memoryview(bytearray(storage.size(handle)))
+            if not is_there:
+                write_all(storage, handle, data, 0)
+            elif bytes(view[: read_into(storage, handle, view, 0)]) != data:
+                continue
+            storage.sync(handle)
+            return name
+        finally:
+            storage.shut(handle)
+    raise AssertionError
 
 
 def _zero(storage: Storage, segment: Segment) -> None:

@@ -20,11 +20,13 @@ import fcntl
 import os
 import stat
 import struct
+import sys
 import weakref
 from typing import Any, Protocol
 
 O_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 F_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", 37)  # Linux; Python names it since 3.9
+FS_IOC_GETVERSION = 0x80087601  # Linux, on machines of 64 bits
 LOCK = "lock"
 
 
@@ -98,7 +100,7 @@ os.register_at_fork(after_in_child=_after_fork)
 class DirectoryStorage:
     """A directory of this user, by system calls.
 
-    path: made, with mode 0700, where there is none and `create` says so; its parent is synced then.
+    path: made, with mode 0700, where there is none and `create` says so; its parent is synced.
     read_only: nothing is made or changed, not even the lock file.
     Raises PermissionError where it belongs to somebody else or others may write to it, and
     NotADirectoryError where it is something else, a symbolic link included.
@@ -119,12 +121,10 @@ class DirectoryStorage:
                 raise
             os.mkdir(self.path, 0o700)
             self._fd = os.open(self.path, flags)
-            parent = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY)
-            try:
-                os.fsync(parent)
-            finally:
-                os.close(parent)
         try:
+            if not read_only:
+                # Also of one that is there: who made it may have been killed before this.
+                sync_parent(self.path)
             self._check(os.fstat(self._fd), stat.S_ISDIR, os.fsdecode(self.path))
         except BaseException:
             self.close()
@@ -214,13 +214,32 @@ class DirectoryStorage:
         os.fsync(self._fd)
 
     def identity(self, handle: int) -> bytes:
-        # The device number may be another one after a restart; the file system's own is not.
+        # The device number may be another one after a restart; the file system's own seldom is.
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
             raise OSError(errno.EINVAL, "a journal is for regular files and block devices")
         system = os.fstatvfs(handle).f_fsid & (1 << 64) - 1
         number = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_ino
-        return struct.pack("<QQ16x", system, number)
+        return struct.pack("<QQI12x", system, number, _generation(handle))
+
+
+def sync_parent(path: Any) -> None:
+    """The name is there after a crash, too."""
+    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _generation(handle: int) -> int:
+    """Tells a file from an older one that had its inode; 0 where the file system keeps none."""
+    generation = bytearray(8)
+    try:
+        fcntl.ioctl(handle, FS_IOC_GETVERSION, generation)
+    except OSError:
+        return 0
+    return int.from_bytes(generation[:4], sys.byteorder)
 
 
 # What a caller does with a seam that may stop halfway. A write that was interrupted, or that the
