@@ -305,7 +305,7 @@ class Journal:
 
     def prepare_ahead(self, count: int = 1) -> None:
         """Have the next segments ready before they are needed. An error shows when they are."""
-        with contextlib.suppress(OSError), self._preparing:
+        with contextlib.suppress(OSError, ValueError), self._preparing:
             while len(self._spares) < count and not self._closed and self.log.poison is None:
                 if self.live_bytes + self._slot.segment_bytes > self._max_bytes:
                     break
