@@ -27,8 +27,8 @@ cdef class Flight(Job):
     cdef bint has_io
     cdef bint is_down               # landed
     cdef object failure             # of the batch as a whole
-    cdef bint is_journalled         # it begins with the receipt of its last record
-    cdef bint journal_failed        # ... which never came: nothing was moved
+    cdef bint is_journalled         # it begins with the receipts of its records
+    cdef bint journal_failed        # ... of which one never came: nothing was moved
     # The pieces by offset, and how far any of those up to one reaches.
     cdef const Request* sorted
     cdef Request* sorted_copy       # where the plan is in another order
