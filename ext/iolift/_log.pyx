@@ -22,7 +22,6 @@ encodes and writes; the group and the buffer are its own then.
 import collections
 import errno
 import os
-from concurrent.futures import CancelledError
 from threading import main_thread
 
 cimport cython
@@ -96,6 +95,7 @@ cdef class Receipt:
             until = iolift_now_ns() + <int64_t>(min(max(float(timeout), 0.0), 1e9) * 1e9)
         self.log.wait(self, until)
         if self.is_withdrawn:
+            from concurrent.futures import CancelledError       # which is slow to import
             raise CancelledError("the write was cancelled")
         return self.sequence
 
