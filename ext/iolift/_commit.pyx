@@ -303,11 +303,11 @@ cdef void fail(object receipts, ReceiptState state, object cause) noexcept:
 
 
 cdef int refuse(Log self, object cause) except -1:
-    # There is no room for a segment: nothing was written, and later there may be. Of anything
-    # else nobody knows what it did to the disk.
-    if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    # There is no room for a segment, or no descriptor: nothing was written, and later there may be.
+    # Of anything else nobody knows what it did to the disk.
+    if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE):
         return poison(self, cause)
-    self.has_refused = True
+    self.refusals += 1
     refuse_gathered(self, cause)
     return 0
 

@@ -54,6 +54,7 @@ cdef class Drivers:
     cdef Sleeper* waiting           # for anything to land
     cdef Sleeper* due               # for what has come: they are woken at the next landing
     cdef bint push(self, Job job) except -1
+    cdef bint is_busy(self) noexcept
     cdef bint call_at(self, int64_t when_ns) except -1
     cdef void call_off(self) noexcept
     cdef bint is_driver(self)

@@ -168,6 +168,14 @@ cdef class Drivers:
         pthread_mutex_unlock(&roster.mutex)
         return True
 
+    cdef bint is_busy(self) noexcept:
+        # Whether a job would have to wait for others, as there are as many threads as there may be.
+        cdef Roster* roster = self.roster
+        pthread_mutex_lock(&roster.mutex)
+        cdef bint busy = roster.live >= self.max_threads and roster.queued >= roster.idle
+        pthread_mutex_unlock(&roster.mutex)
+        return busy
+
     cdef bint call_at(self, int64_t when_ns) except -1:
         # The earliest that was asked for counts. False: there is no thread to keep the time.
         cdef Roster* roster = self.roster

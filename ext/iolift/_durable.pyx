@@ -20,14 +20,19 @@
 Who may call: any thread, with the GIL.
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
-from ._landing cimport LandingDesk, end_now
+from ._landing cimport LandingDesk, end_now, enlist
 from ._log cimport COMMIT_BYTES, RECEIVED, Log, Receipt, error_of_receipt
 from ._records cimport WRITE_RECORD
 from ._system cimport iolift_now_ns
-from ._ticket cimport FLYING, Ticket
+from ._ticket cimport FLYING, HELD, Ticket
 from ._window cimport Writes
+
+cdef enum:
+    SIGNAL_CHECK_NS = 50000000
+
 
 cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
     cdef Receipt receipt = None
@@ -64,7 +69,7 @@ cdef bint is_journal_tight(LandingDesk self, int64_t size) noexcept:
     cdef Log log = self.log
     if log.poison is not None or log.has_room(size, len(log.segments)):
         return False
-    if not log.gathered and not self.window.has_writes():
+    if log.gathered_bytes == 0 and not self.window.has_writes():
         return False                        # who is alone has nobody to wait for
     return not log.has_room(size, log.needed_segments(landed_through(self)))
 
@@ -88,26 +93,46 @@ cdef inline uint64_t before(uint64_t through, Receipt receipt) noexcept:
     return min(through, receipt.place - 1)
 
 
+cdef bint has_unheard_refusals(LandingDesk self) noexcept:
+    # Whether a ticket that is held or flying may be of a record that was refused.
+    return self.log.refusals != self.refusals_landed and self.window.has_writes()
+
+
 cdef int hold_sync(LandingDesk self, Ticket ticket) except -1:
     # It ends when all that was submitted before is received.
     cdef Receipt last = self.last_receipt
     if last is None or last.state >= RECEIVED:
-        ticket.failure = None if last is None else error_of_receipt(last)
-        return end_now(self, ticket, 0)
+        return end_sync(self, ticket, last)
     ticket.receipt = last
     ticket.state = FLYING
 
     def end(receipt):
-        ticket.failure = error_of_receipt(receipt)
-        end_now(self, ticket, 0)
+        end_sync(self, ticket, receipt)
 
     last.add_done_callback(end)
     return 0
+
+
+cdef int end_sync(LandingDesk self, Ticket ticket, Receipt last) except -1:
+    # What was refused for want of room is told on its own ticket, or comes with this one.
+    ticket.receipt = None
+    if last is not None and self.log.poison is not None:
+        ticket.failure = error_of_receipt(last)
+    elif has_unheard_refusals(self):
+        ticket.state = HELD
+        self.window.add_write(ticket)       # it follows them, and those before
+        enlist(self)
+        self.writes_due = self.writes_due or "flush"
+        return self.scheduler.go_on()
+    if ticket.failure is None:
+        ticket.failure, self.deferred = self.deferred, None
+    return end_now(self, ticket, 0)
 
 
 cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except -1:
     # Who waits commits, unless somebody does.
     cdef Log log = self.log
     while receipt.state < RECEIVED and iolift_now_ns() < until_ns:
-        log.help(until_ns)
+        log.help(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS), until_ns == INT64_MAX)
+        PyErr_CheckSignals()
     return 0

@@ -287,6 +287,7 @@ cdef int take_writes(Flight self, Window window, uint64_t number) except -1:
 
 
 cdef void receive(Flight self) noexcept with gil:
+    self.journal_failed = True          # should this raise
     self.journal_failed = not receive_all(self.writes)
 
 

@@ -6,12 +6,14 @@
 3. A truncate takes its place when nothing is held or flying; writes that come meanwhile wait at the
    door, so that the order in the journal is the order in the file. Those of its own thread do not:
    they come from a signal handler, which it waits for itself.
-4. The journal is closed after the last ticket and before the descriptor.
+4. The journal is closed after the last ticket and the last truncate, and before the descriptor. A
+   truncate that the closing thread is in the middle of, in a signal handler, is not waited for.
 
 Who may call: any thread, with the GIL.
 """
 
 import errno
+import fcntl
 import os
 from stat import S_ISBLK
 
@@ -22,7 +24,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 from ._arguments cimport Buffer, Ranges, parse_int, parse_position, parse_ranges, take_buffer
 from ._backend cimport SYNC, WRITE
 from ._bulk cimport row_length
-from ._durable cimport is_journal_tight, landed_through
+from ._durable cimport has_unheard_refusals, is_journal_tight, landed_through
 from ._filecore cimport FileCore
 from ._gil cimport give_way
 from ._landing cimport Solo
@@ -37,11 +39,13 @@ cdef class JournalledCore(FileCore):
     """A FileCore with a journal, which `attach` gives it before anything is written."""
 
     cdef set truncating             # threads that look for a place for their truncate
+    cdef list cutting               # threads that are anywhere in a truncate
     cdef int64_t max_size           # of the file, bytes: the file system has no room for more
 
     def attach(self, journal):
         """From now on every change goes through this journal, which is this file's alone."""
         self.truncating = set()
+        self.cutting = []
         self.journal = journal
         self.log = journal.log
         self.target_number = journal.adopt(self.target.descriptor)
@@ -57,7 +61,10 @@ cdef class JournalledCore(FileCore):
 
     cdef int finish(self) except -1:
         if self.journal is not None:
-            self.journal.close()
+            try:
+                wait_for_truncates(self)
+            finally:
+                self.journal.close()
         return 0
 
     def drain_at_exit(self):
@@ -146,27 +153,19 @@ cdef class JournalledCore(FileCore):
 
     def truncate(self, size):
         cdef int64_t length = parse_int(size, "size", 0, INT64_MAX)
-        cdef Receipt receipt
-        cdef Solo solo
+        ident = PyThread_get_thread_ident()
         self.enter(WRITE)
+        self.cutting.append(ident)
         try:
-            if length > self.max_size:
-                raise OSError(errno.EFBIG, f"size = {length}: a file here has at most "
-                              f"{self.max_size} bytes", self.name)
-            if S_ISBLK(os.fstat(self.target.descriptor).st_mode):
-                raise OSError(errno.EINVAL, "a block device keeps its size", self.name)
-            receipt = take_place(self, &solo, length)
-            try:
-                self.log.settle(receipt)
-                if receipt.state != RECEIVED:
-                    self.unlanded.remove(receipt)
-                    raise error_of_receipt(receipt)
-                cut(self, length)
-                self.unlanded.remove(receipt)
-            finally:
-                end_solo(self, &solo, 0)
+            change_size(self, length)
         finally:
-            self.leave()
+            self.cutting.remove(ident)
+            try:
+                # Who found the journal full may go on: what this one had of it is in the file.
+                self.scheduler.go_on()
+            finally:
+                self.scheduler.drivers.land()
+                self.leave()
 
     # ------------------------------------------------------------------------------------ syncing
 
@@ -178,15 +177,14 @@ cdef class JournalledCore(FileCore):
             while self.parked_here:
                 self.scheduler.wait_for_landing(INT64_MAX)
             last = self.last_receipt
-            if last is not None and not self.log.is_closed:
+            if last is not None:
                 try:
                     self.log.wait(last, INT64_MAX)
                 except OSError:
                     if self.log.poison is not None:
                         raise
-            if self.log.has_refused:
+            if has_unheard_refusals(self):
                 # Whoever holds the ticket of what was refused is told there, else it is told here.
-                self.log.has_refused = False
                 self.settle_writes()
             self.check_poison()
             self.raise_deferred()
@@ -202,6 +200,35 @@ cdef class JournalledCore(FileCore):
             self.journal.checkpoint(landed_through(self))
         finally:
             self.leave()
+
+
+cdef int wait_for_truncates(JournalledCore self) except -1:
+    # Of other threads; none begins any more, unless the interpreter ends: then they are refused.
+    ident = PyThread_get_thread_ident()
+    while self.is_closed and any([thread != ident for thread in self.cutting]):
+        self.scheduler.wait_for_landing(INT64_MAX)
+    return 0
+
+
+cdef int change_size(JournalledCore self, int64_t length) except -1:
+    cdef Receipt receipt
+    cdef Solo solo
+    if length > self.max_size:
+        raise OSError(errno.EFBIG, f"size = {length}: a file here has at most "
+                      f"{self.max_size} bytes", self.name)
+    if S_ISBLK(os.fstat(self.target.descriptor).st_mode):
+        raise OSError(errno.EINVAL, "a block device keeps its size", self.name)
+    receipt = take_place(self, &solo, length)
+    try:
+        self.log.settle(receipt)
+        if receipt.state != RECEIVED:
+            self.unlanded.remove(receipt)
+            raise error_of_receipt(receipt)
+        cut(self, length)
+        self.unlanded.remove(receipt)
+    finally:
+        end_solo(self, &solo, 0)
+    return 0
 
 
 cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length):
@@ -237,21 +264,23 @@ cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length):
 
 
 cdef int64_t largest_size(int descriptor) except -1:
-    # Of a file in this file system; of a device, what it has. O(log) seeks, which go nowhere.
+    # Of a file in this file system; of a device, what it has. O(log) seeks, which go nowhere, in a
+    # description of its own: the position of the caller's may be shared.
     cdef int64_t low = 0, high = INT64_MAX, middle
-    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE | os.O_CLOEXEC
+    own = os.open(f"/proc/self/fd/{descriptor}", flags)
     try:
-        if S_ISBLK(os.fstat(descriptor).st_mode):
-            return os.lseek(descriptor, 0, os.SEEK_END)
+        if S_ISBLK(os.fstat(own).st_mode):
+            return os.lseek(own, 0, os.SEEK_END)
         while low < high:
             middle = high - (high - low) // 2
             try:
-                low = os.lseek(descriptor, middle, os.SEEK_SET)
+                low = os.lseek(own, middle, os.SEEK_SET)
             except OSError:
                 high = middle - 1
         return low
     finally:
-        os.lseek(descriptor, position, os.SEEK_SET)
+        os.close(own)
 
 
 cdef int cut(JournalledCore self, int64_t length) except -1:

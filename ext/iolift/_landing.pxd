@@ -1,7 +1,7 @@
 # The state of a file's desk, and what becomes of its tickets when something has landed.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ._backend cimport Kind
 from ._log cimport Log, Receipt
@@ -46,6 +46,7 @@ cdef class LandingDesk(Desk):
     cdef Log log                    # its writing end
     cdef uint32_t target_number     # this file's, in the journal
     cdef Receipt last_receipt       # of the youngest record
+    cdef uint64_t refusals_landed   # of the log's, all tickets have ended
     cdef list unlanded              # Receipts of truncates under way, and of writes that failed
 
     cdef int launch_syncs(self, bint here) except -1

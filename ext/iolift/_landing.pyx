@@ -211,11 +211,13 @@ cdef int end_all(LandingDesk self, Tickets* tickets, list heard, list hubs) exce
             continue
         ticket = take_out(tickets, i)
         if ticket.state == FLYING:
-            if ticket.kind == SYNC:
+            if ticket.kind == SYNC and self.log is None:
                 ticket.state = HELD
                 self.syncs.append(ticket)
-            else:
-                end_one(self, ticket, heard, hubs)
+                continue
+            if ticket.kind == SYNC:         # to which no receipt is left, but what was refused
+                ticket.failure, self.deferred = self.deferred, None
+            end_one(self, ticket, heard, hubs)
         if i % BREATH == BREATH - 1:
             ticket = None
             give_way()
@@ -316,7 +318,10 @@ cdef int land_writes(LandingDesk self, Flight flight, list heard, list hubs) exc
         hold_back_checkpoints(self, &flight.writes.tickets)
     # Until now reads had to see them, and no others could go.
     self.window.flying = None
-    return end_all(self, &flight.writes.tickets, heard, hubs)
+    end_all(self, &flight.writes.tickets, heard, hubs)
+    if self.log is not None and not self.window.has_writes():
+        self.refusals_landed = self.log.refusals
+    return 0
 
 
 cdef int write_what_was_received(LandingDesk self, const Tickets* tickets) except -1:

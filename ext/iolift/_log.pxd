@@ -81,7 +81,7 @@ cdef class Log(Timed):
     cdef unsigned long main_thread
     cdef uint32_t generation    # of forks
     cdef bint is_closed
-    cdef bint has_refused       # a record, for want of room, since somebody looked
+    cdef uint64_t refusals      # how often what had gathered was refused for want of room
     cdef readonly object poison
     cdef char* buffer
     cdef int64_t room
@@ -89,7 +89,7 @@ cdef class Log(Timed):
 
     cdef Receipt add(self, RecordType type, uint32_t target, uint64_t offset, bytes key,
                      object owner, const char* memory, int64_t size)
-    cdef int help(self, int64_t until_ns) except -1
+    cdef int help(self, int64_t until_ns, bint leads) except -1
     cdef int commit(self) except -1
     cdef int wait_for_commit(self, int64_t until_ns) except -1
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1
@@ -104,6 +104,8 @@ cdef class Log(Timed):
 
 cdef class CommitJob(Job):
     cdef Log log
+
+    cdef bint start_thread(self)
 
 
 cdef enum:

@@ -22,7 +22,7 @@ encodes and writes; the group and the buffer are its own then.
 import collections
 import errno
 import os
-from threading import main_thread
+from threading import Thread, main_thread
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -139,11 +139,13 @@ def commit_for_awaiting(Receipt receipt):
 cdef object error_of_receipt(Receipt receipt):
     # Made anew for whoever asks; None where all is well.
     cause = receipt.cause
+    if receipt.state < RECEIVED:
+        return OutcomeUnknownError(EIO, "the journal lost sight of it: it may be there, or not")
     if receipt.state == UNKNOWN:
         return OutcomeUnknownError(cause.errno, f"the journal failed under it "
                                    f"({os.strerror(cause.errno)}): it may be there, or not")
     if receipt.state == REFUSED:
-        if receipt.log.poison is None and receipt.log.is_closed:
+        if receipt.log.poison is None and cause.errno == errno.EBADF:
             return ValueError("the journal was closed before it was written")
         if receipt.log.poison is None:
             return OSError(cause.errno, f"{os.strerror(cause.errno)}: not written, the journal "
@@ -196,6 +198,11 @@ cdef class Log(Timed):
     def checkpointable(self):
         """(durable sequence, CRC of that record)."""
         return self.chain.durable, self.durable_crc
+
+    def seal(self):
+        """Nothing is gathered from now on. What was is received, or has failed, on return."""
+        self.is_closed = True
+        self.drain()
 
     def close(self):
         """Nothing is gathered or written from now on: the descriptors go. What has gathered is
@@ -265,6 +272,7 @@ cdef class Log(Timed):
         head = self.find_key(key)
         self.was_known = head is not None
         if self.was_known:
+            head.is_shared = True
             return head
         self.check()
         self.gathered.extend(parts)
@@ -298,7 +306,6 @@ cdef class Log(Timed):
             return None
         receipt = self.keys_under_way.get(key)
         if receipt is not None and receipt.state in (GATHERED, COMMITTING):
-            receipt.is_shared = True
             return receipt
         sequence = self.keys.get(key)
         if sequence is None:
@@ -319,8 +326,9 @@ cdef class Log(Timed):
         # The one under way, whoever's it is.
         return self.waiters.wait_among(&self.waiters.waiting, until_ns)
 
-    cdef int help(self, int64_t until_ns) except -1:
-        # One step on the way to a receipt: commit what has gathered, or wait for who does.
+    cdef int help(self, int64_t until_ns, bint leads) except -1:
+        # One step on the way to a receipt: commit what has gathered, or wait for who does. leads:
+        # the caller has the time that a commit takes, whatever that is.
         if self.generation != fork_generation():
             raise ForkedError("this journal belongs to the parent process")
         if self.is_committing:
@@ -329,8 +337,8 @@ cdef class Log(Timed):
             return self.wait_for_commit(until_ns)
         # To begin a segment is Python code, and a handler that waits for the journal may come in
         # between in the main thread: another one does it.
-        if (self.is_native and PyThread_get_thread_ident() == self.main_thread
-                and needs_segment(self)):
+        if not leads or (self.is_native and PyThread_get_thread_ident() == self.main_thread
+                         and needs_segment(self)):
             self.journal.commit_aside()
             if self.gathered and not self.is_committing:
                 self.wait_for_commit(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
@@ -339,10 +347,10 @@ cdef class Log(Timed):
 
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1:
         while receipt.state < RECEIVED:
-            if self.is_committing and iolift_now_ns() >= until_ns:
-                raise TimeoutError("the journal has not received it yet")
-            self.help(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS))
+            self.help(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS), until_ns == INT64_MAX)
             PyErr_CheckSignals()
+            if receipt.state < RECEIVED and iolift_now_ns() >= until_ns:
+                raise TimeoutError("the journal has not received it yet")
         if receipt.state != RECEIVED:
             raise error_of_receipt(receipt)
         return 0
@@ -352,9 +360,11 @@ cdef class Log(Timed):
         cdef bint was_interrupted = False
         while receipt.state < RECEIVED:
             try:
-                self.help(INT64_MAX)
+                self.help(INT64_MAX, True)
             except KeyboardInterrupt:
                 was_interrupted = True          # for whoever stands here, once this is done
+            except ForkedError:
+                raise                           # the child has nobody who could end it
             except BaseException as error:
                 self.fail(OSError(EIO, repr(error)))
         if was_interrupted:
@@ -421,6 +431,8 @@ cdef class Log(Timed):
         job = CommitJob.__new__(CommitJob)
         job.log = self
         self.has_job = True
+        if drivers.is_busy() and job.start_thread():
+            return 0                    # it waits for none of the many before it
         if not drivers.push(job):
             job.finish()
         return 0
@@ -433,7 +445,7 @@ cdef class Log(Timed):
     def drain(self):
         """Return when nothing is gathered or on its way: all is received, or has failed."""
         while self.gathered or self.is_committing:
-            self.help(iolift_now_ns() + SIGNAL_CHECK_NS)
+            self.help(iolift_now_ns() + SIGNAL_CHECK_NS, True)
             PyErr_CheckSignals()
 
     # -------------------------------------------------------------------------------- the commit
@@ -492,10 +504,12 @@ cdef class Log(Timed):
                     result = write_group(self, size)
             end_group(self, size, result)
         except BaseException:
-            if self.group:              # it was taken out, and has not ended: there is no memory
+            # What was taken out has not ended: there is no memory.
+            if self.group:
                 poison(self, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
                 fail(self.group, UNKNOWN, self.poison)
-                fail(self.passed, REFUSED, self.poison)
+            if self.passed:
+                fail(self.passed, REFUSED, self.poison or OSError(errno.ENOMEM, "no memory"))
             raise
         finally:
             self.is_committing = False
@@ -515,6 +529,16 @@ cdef LiveSegment new_segment(int64_t number, object handle, uint64_t first):
 
 
 cdef class CommitJob(Job):
+    def run(self):
+        self.finish()
+
+    cdef bint start_thread(self):
+        try:
+            Thread(target=self.run, name="iolift journal").start()
+        except (RuntimeError, MemoryError):     # as of a driver
+            return False
+        return True
+
     cdef void finish(self) noexcept:
         cdef Log log = self.log
         try:

@@ -47,7 +47,7 @@ from ._survey import Survey, survey
 from .errors import ForeignJournalError, JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 ZEROS = bytes(1 << 20)
 MIN_SEGMENT_BYTES = 8 * BLOCK
@@ -397,19 +397,17 @@ class Journal:
                 self._finish()
         finally:
             self.log.close()
-            with contextlib.ExitStack() as held:
-                for lock in locks:
-                    held.enter_context(lock)
+            with held_whatever_comes(*locks):
                 self._closed = True
                 for _, handle in self.log.drop_before(1 << 63):
                     self._storage.shut(handle)
                 for _, handle in self._spares:
                     self._storage.shut(handle)
                 self._spares.clear()
-            self._storage.close()
+                self._storage.close()
 
     def _finish(self) -> None:
-        self.log.drain()
+        self.log.seal()
         if self.log.poison is not None:
             return
         with self._preparing:
@@ -419,6 +417,26 @@ class Journal:
                     self._storage.unlink(segment_name(number))
             self._spares.clear()
         self.checkpoint(self._write_back(), is_last=True)
+
+
+@contextlib.contextmanager
+def held_whatever_comes(*locks: threading.Lock) -> Iterator[None]:
+    """Hold these: whoever has one is about to let go of it. A Ctrl-C is heard afterwards."""
+    interrupt = None
+    for lock in locks:
+        is_held = False
+        while not is_held:
+            try:
+                is_held = lock.acquire()
+            except KeyboardInterrupt as error:
+                interrupt = error
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
+    if interrupt is not None:
+        raise interrupt
 
 
 def is_new(storage: Storage) -> bool:
