@@ -1,12 +1,13 @@
 """Goal: whatever bytes a journal is made of, the parser neither crashes nor believes nonsense.
 
-    python tests/fuzz_journal.py --seconds 600 --seed 1 [--corpus DIRECTORY]
+    python tests/fuzz_journal.py --seconds 600 --seed 1 [--corpus ZIP]
 
 To be run with a build under AddressSanitizer (CONTRIBUTING.md says how); a build without it still
 checks the rules below. Inputs are segments, headers and slots: good ones at first, then bent: bytes
 flipped, set to edges, cut, doubled, moved, numbers of headers replaced with the CRC made right
 again. An input that shows a new behaviour (which verdicts, how many records, which errors) is kept
-in the corpus and bent further. An input that breaks a rule is printed with its seed.
+in the corpus, a zip archive, and bent further. An input that breaks a rule is printed, with its
+seed.
 
 Rules: what is found lies within the input, in order, and below the caps; the same input gives the
 same answer; a found voucher is where it says; decoders return or raise ValueError.
@@ -18,6 +19,7 @@ import argparse
 import hashlib
 import random
 import time
+import zipfile
 from pathlib import Path
 
 from iolift._crc32c import crc32c
@@ -119,13 +121,20 @@ def look(data: bytes) -> tuple[object, ...]:
     return kinds, len(entries), clean, found >= 0, *said
 
 
+def kept(corpus: Path) -> list[bytes]:
+    """What is in a corpus."""
+    if not corpus.exists():
+        return []
+    with zipfile.ZipFile(corpus) as archive:
+        return [archive.read(name) for name in archive.namelist()]
+
+
 def fuzz(seconds: float, seed: int, corpus: Path | None, most: int = 1 << 60) -> tuple[int, int]:
     """Returns how many inputs were looked at, and how many behaviours seen."""
     chance = random.Random(seed)
     inputs = seeds()
     if corpus is not None:
-        corpus.mkdir(parents=True, exist_ok=True)
-        inputs += [path.read_bytes() for path in sorted(corpus.iterdir())]
+        inputs += kept(corpus)
     seen = {look(data) for data in inputs}
     until = time.monotonic() + seconds
     tried = 0
@@ -142,7 +151,9 @@ def fuzz(seconds: float, seed: int, corpus: Path | None, most: int = 1 << 60) ->
             seen.add(behaviour)
             inputs.append(data)
             if corpus is not None:
-                (corpus / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+                with zipfile.ZipFile(corpus, "a", zipfile.ZIP_DEFLATED) as archive:
+                    name = zipfile.ZipInfo(hashlib.sha256(data).hexdigest()[:16])
+                    archive.writestr(name, data, zipfile.ZIP_DEFLATED)
     return tried, len(seen)
 
 

@@ -1,4 +1,4 @@
-"""Goal: a device that really fails under the journal costs no received write and gives none falsely.
+"""Goal: a device that fails under the journal costs no received write, and gives none falsely.
 
 A file system in an image that is larger than what holds it: the device takes no more in the middle
 of everything, and the kernel says so when it is synced. Where nothing may be mounted it is skipped.

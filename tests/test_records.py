@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import doctest
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,3 +236,10 @@ def test_the_parser_is_fuzzed() -> None:
     tried, behaviours = fuzz(1e9, 1, None, most=20_000)
     assert tried == 20_000
     assert behaviours > 15
+
+
+def test_what_the_long_search_found() -> None:
+    from fuzz_journal import kept, look
+
+    inputs = kept(Path(__file__).parent / "journal_corpus.zip")
+    assert len({look(data) for data in inputs}) == len(inputs) > 50

@@ -146,7 +146,7 @@ cdef bint is_zero(const char* memory, int64_t size) noexcept nogil:
 TYPES = {WRITE_RECORD: "write", TRUNCATE_RECORD: "truncate", KEY_RECORD: "key"}
 LIMITS = {"block": BLOCK, "header": HEADER_BYTES, "part": MAX_PART, "key": MAX_KEY,
           "targets": MAX_TARGETS}
-FLAG_MORE = MORE
+FLAG_PARTS = MORE | CONTINUES
 FLAG_END = END
 
 

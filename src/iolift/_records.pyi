@@ -3,7 +3,7 @@ from typing import Any, final
 
 TYPES: dict[int, str]
 LIMITS: dict[str, int]
-FLAG_MORE: int
+FLAG_PARTS: int
 FLAG_END: int
 
 @final

@@ -30,7 +30,7 @@ from ._format import (
     segment_name,
     segment_number,
 )
-from ._records import Entry, all_zeros, scan, voucher
+from ._records import FLAG_PARTS, Entry, all_zeros, scan, voucher
 from ._storage import Room, Storage, read_into
 from .errors import JournalDamagedError, JournalError
 
@@ -86,6 +86,8 @@ def unfinished(entries: Iterable[Entry]) -> set[int]:
     gone: set[int] = set()
     open_request: list[int] = []
     for entry in entries:
+        if not (open_request or entry.flags & FLAG_PARTS):
+            continue  # whole in itself, as nearly all are
         if entry.type == "key":
             continue  # a segment begins with those, also in the middle of a request
         if not entry.continues:
