@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -116,7 +117,7 @@ def look(data: bytes) -> tuple[object, ...]:
         try:
             said.append(type(decoder(data[:BLOCK])).__name__)
         except ValueError as error:
-            said.append(str(error)[:12])
+            said.append(re.sub(r"\d+", "N", str(error))[:12])
     kinds = tuple((entry.type, entry.more, bool(entry.key)) for entry in entries[:6])
     return kinds, len(entries), clean, found >= 0, *said
 

@@ -1,14 +1,16 @@
 """Goal: what others do meanwhile neither loses what a file with a journal accepted, nor hangs it.
 
 Truncates beside a close and beside a full journal, threads that are all busy, syncs behind what was
-refused, Ctrl-C in a close.
+refused, Ctrl-C in a close, signal handlers that call what they have interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -241,11 +243,142 @@ def test_a_close_that_is_interrupted_lets_go_of_the_journal(place: Path) -> None
     )
 
 
-def test_it_is_the_same_for_a_descriptor_whose_position_is_shared(place: Path) -> None:
+def test_a_truncate_beside_an_interrupted_close(place: Path) -> None:
+    disk = GatedDisk()
+    (place / "data").write_bytes(bytes(1000))
+    f = opened(place, backend=disk, **SMALL)
+    disk.close("read")
+    reader = threading.Thread(target=f.pread, args=(1, 0))
+    reader.start()
+    disk.arrived(1, "read")
+    truncates = threading.Thread(target=f.truncate, args=(10,))  # waits for the read
+    truncates.start()
+    while not f._journal.log.gathered_bytes:
+        os.sched_yield()
+
+    def handler(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            f.close()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(BlockingIOError):  # it is not over
+        opened(place)
+    disk.open()
+    truncates.join()
+    reader.join()
+    with opened(place) as g:
+        assert len(g.pread(2000, 0)) == 10
+
+
+HANDLER = """
+    import os, signal, sys, threading
+    sys.path.insert(0, sys.argv[2])
+    import iolift
+    from gated import GatedDisk
+    place, disk = sys.argv[1], GatedDisk()
+    f = iolift.open(place + "/data", "r+", journal=place + "/j", write_window_ms=60000,
+                    backend=disk, journal_segment_bytes=32768, journal_max_bytes=8 * 32768)
+    f.pwrite(b"x" * 15000, 0)
+    handled = []
+    def alarm(_, handler):
+        signal.signal(signal.SIGALRM, lambda *_: handled.append(handler()))
+"""
+
+WRITES_IN_A_TRUNCATE = """
+    alarm(0, lambda: f.pwrite(b"W" * 100, 5000))
+    aside = f._journal.commit_aside
+    def commit_aside():
+        signal.raise_signal(signal.SIGALRM)
+        return aside()
+    f._journal.commit_aside = commit_aside
+    while not handled:
+        f.truncate(1000)
+    f.sync()
+    assert f.pread(100, 5000) == b"W" * 100
+    f.close()
+    with open(place + "/data", "rb") as data:
+        assert data.read()[5000:] == b"W" * 100
+"""
+
+RAISES_IN_A_TRUNCATE = """
+    alarm(0, lambda: handled.append(1) or sys.exit(3))
+    aside = f._journal.commit_aside
+    def commit_aside():
+        if not handled:
+            signal.raise_signal(signal.SIGALRM)
+        return aside()
+    f._journal.commit_aside = commit_aside
+    try:
+        for size in range(1 << 20):
+            f.truncate(size)
+    except SystemExit:
+        pass
+    assert f.pwrite(b"y" * 15000, 0) == 15000
+    f.close()
+"""
+
+CALLS_WHILE_A_TRUNCATE_WAITS = """
+    for call in (lambda: f.pwrite(b"W" * 100, 50), lambda: f.truncate(200), lambda: f.pread(9, 5)):
+        disk.close("read")
+        reader = threading.Thread(target=f.pread, args=(1, 0))
+        reader.start()
+        disk.arrived(1, "read")
+        alarm(0, lambda: (disk.open(), call()))
+        signal.setitimer(signal.ITIMER_REAL, .05)
+        f.truncate(10)
+        reader.join()
+    assert len(handled) == 3
+    f.close()
+"""
+
+CLOSES_IN_A_CHECKPOINT = """
+    alarm(0, f.close)
+    storage = f._journal._storage
+    sync = storage.sync
+    def raising(handle):
+        storage.sync = sync
+        sync(handle)
+        signal.raise_signal(signal.SIGALRM)
+    storage.sync = raising
+    f.checkpoint()
+    assert handled and f.closed
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        WRITES_IN_A_TRUNCATE,
+        RAISES_IN_A_TRUNCATE,
+        CALLS_WHILE_A_TRUNCATE_WAITS,
+        CLOSES_IN_A_CHECKPOINT,
+    ],
+    ids=["writes", "raises", "waits", "closes"],
+)
+def test_a_handler_that_comes_in_between(place: Path, code: str) -> None:
+    child.run(HANDLER + code, place, os.path.dirname(__file__))
+
+
+def test_locks_of_the_process_stay(place: Path) -> None:
     fd = os.open(place / "data", os.O_RDWR)
     os.lseek(fd, 7, os.SEEK_SET)
-    with iolift.open(fd, "r+", journal=place / "j") as f:
-        assert f.pwrite(b"x", 10) == 1
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    code = """
+        import fcntl, sys
+        with open(sys.argv[1], "r+b") as f:
+            try:
+                fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("locked")
+    """
+    with iolift.open(fd, "r+", journal=place / "j", closefd=False) as f:
+        assert child.run(code, place / "data") == "locked\n"
         with pytest.raises(OSError, match="at most"):
             f.pwrite(b"x", (1 << 63) - 2)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 7
+    os.close(fd)

@@ -6,6 +6,7 @@ A descriptor is closed when the last call that uses it has left, and never leake
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import threading
@@ -235,3 +236,35 @@ def test_descriptors_are_not_leaked(backend: Any, make_file: Any, tmp_path: Path
             backend.open(fifo)
         os.close(fifo)  # still the caller's
     assert open_descriptors() == before
+
+
+class Refusing:
+    """Does everything at once (iolift._hosted), but writes from 200,000 on."""
+
+    def submit(self, token: int, kind: str, fd: int, offset: int, buffers: Any) -> int:
+        if kind == "write":
+            return -errno.EIO if offset >= 200_000 else os.pwritev(fd, buffers, offset)
+        return os.preadv(fd, buffers, offset)
+
+    def reap(self, wait: bool) -> list[tuple[int, int]]:
+        return []
+
+
+def test_no_flush_comes_between_a_failure_and_its_report(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(1 << 20))
+    with (
+        iolift.open(path, "r+", backend=Refusing(), write_window_ms=60_000) as f,
+        iolift.open(path) as other,
+    ):
+        for _ in range(60):
+            # Many others end before the one that fails, and whose ticket nobody has.
+            tickets = [f.submit_pwrite(b"A", 2 * i) for i in range(600)]
+            f._core.write_behind(b"B", 300_000)
+            last = threading.Thread(target=tickets[-1].result)
+            last.start()
+            while not tickets[0].done():
+                other.pread(1, 5)  # which lets the others go on
+            with pytest.raises(OSError, match="Input/output"):
+                f.flush()
+            last.join()

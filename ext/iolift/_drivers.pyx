@@ -10,7 +10,7 @@
 5. Where no thread can be had (interpreter exit, limits) push says so, and the caller does the job.
 """
 
-import threading
+import _thread
 import weakref
 
 from cpython.object cimport PyObject
@@ -310,7 +310,9 @@ cdef bint start_thread(Drivers self):
         return False
     self.roster.live += 1               # with the GIL; nobody else adds to it
     try:
-        threading.Thread(target=self.run, name="iolift driver", daemon=True).start()
+        # No Thread: a signal handler that raises in its start would leave nobody who knows whether
+        # it runs.
+        _thread.start_new_thread(self.run, ())
     except (RuntimeError, MemoryError):
         # The interpreter ends, or there are as many threads as there may be.
         self.roster.live -= 1

@@ -118,7 +118,7 @@ cdef int end_sync(LandingDesk self, Ticket ticket, Receipt last) except -1:
     ticket.receipt = None
     if last is not None and self.log.poison is not None:
         ticket.failure = error_of_receipt(last)
-    elif has_unheard_refusals(self):
+    if ticket.failure is None and has_unheard_refusals(self):
         ticket.state = HELD
         self.window.add_write(ticket)       # it follows them, and those before
         enlist(self)

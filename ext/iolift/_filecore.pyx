@@ -132,10 +132,8 @@ cdef class FileCore(BulkDesk):
         try:
             if self.scheduler.generation == fork_generation():
                 self.is_draining = True
-                try:
-                    self.drain()
-                finally:
-                    self.finish()
+                self.drain()
+                self.finish()
         finally:
             self.is_draining = False
             self.at_rest()

@@ -302,7 +302,7 @@ cdef bint receive_all(Writes writes) except -1:
             continue
         ticket = <Ticket>writes.tickets.items[i]
         if ticket.receipt is not None:
-            ticket.receipt.log.settle(ticket.receipt)
+            ticket.receipt.log.settle(ticket.receipt, True)
             are_received = are_received and ticket.receipt.state == RECEIVED
     return are_received
 

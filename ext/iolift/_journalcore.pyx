@@ -4,16 +4,19 @@
    moment in which it takes its place among the others, and is done when that is received.
 2. A sync is over when all records gathered before it are received.
 3. A truncate takes its place when nothing is held or flying; writes that come meanwhile wait at the
-   door, so that the order in the journal is the order in the file. Those of its own thread do not:
-   they come from a signal handler, which it waits for itself.
-4. The journal is closed after the last ticket and the last truncate, and before the descriptor. A
-   truncate that the closing thread is in the middle of, in a signal handler, is not waited for.
+   door, so that the order in the journal is the order in the file. Those of its own caller do not:
+   they come from a signal handler, which may do something that the truncate waits for.
+4. What a handler's call must not come into the middle of (a truncate from its record to the file, a
+   checkpoint) the main thread leaves to another one, and waits for it (`do_aside`). For the same
+   reason a truncate leads no commit: who does calls back.
+5. The journal is closed after the last ticket and the last truncate, and before the descriptor;
+   where close() was interrupted, by whatever is the last to end.
 
 Who may call: any thread, with the GIL.
 """
 
+import _thread
 import errno
-import fcntl
 import os
 from stat import S_ISBLK
 
@@ -22,7 +25,7 @@ from libc.errno cimport EIO
 from libc.stdint cimport INT64_MAX, int64_t
 
 from ._arguments cimport Buffer, Ranges, parse_int, parse_position, parse_ranges, take_buffer
-from ._backend cimport SYNC, WRITE
+from ._backend cimport SYNC, WRITE, fork_generation
 from ._bulk cimport row_length
 from ._durable cimport has_unheard_refusals, is_journal_tight, landed_through
 from ._filecore cimport FileCore
@@ -39,13 +42,13 @@ cdef class JournalledCore(FileCore):
     """A FileCore with a journal, which `attach` gives it before anything is written."""
 
     cdef set truncating             # threads that look for a place for their truncate
-    cdef list cutting               # threads that are anywhere in a truncate
+    cdef int cutting                # truncates that have been entered
+    cdef bint is_finished           # the journal is closed, or is about to be
     cdef int64_t max_size           # of the file, bytes: the file system has no room for more
 
     def attach(self, journal):
         """From now on every change goes through this journal, which is this file's alone."""
         self.truncating = set()
-        self.cutting = []
         self.journal = journal
         self.log = journal.log
         self.target_number = journal.adopt(self.target.descriptor)
@@ -61,11 +64,20 @@ cdef class JournalledCore(FileCore):
 
     cdef int finish(self) except -1:
         if self.journal is not None:
-            try:
-                wait_for_truncates(self)
-            finally:
-                self.journal.close()
+            # At the interpreter's end there may be more and more of them: the journal refuses them.
+            while self.is_closed and self.cutting:
+                self.scheduler.wait_for_landing(INT64_MAX)
+            self.is_finished = True
+            self.journal.close()
         return 0
+
+    cdef int at_rest(self) except -1:
+        if (self.is_closed and not self.is_finished and not self.is_draining and self.active == 0
+                and self.pending == 0 and self.journal is not None
+                and self.scheduler.generation == fork_generation()):
+            self.is_finished = True
+            self.journal.close()
+        return FileCore.at_rest(self)
 
     def drain_at_exit(self):
         # While there are threads: what one of them has locked when the interpreter ends stays so.
@@ -155,17 +167,8 @@ cdef class JournalledCore(FileCore):
         cdef int64_t length = parse_int(size, "size", 0, INT64_MAX)
         ident = PyThread_get_thread_ident()
         self.enter(WRITE)
-        self.cutting.append(ident)
-        try:
-            change_size(self, length)
-        finally:
-            self.cutting.remove(ident)
-            try:
-                # Who found the journal full may go on: what this one had of it is in the file.
-                self.scheduler.go_on()
-            finally:
-                self.scheduler.drivers.land()
-                self.leave()
+        self.cutting += 1
+        do_aside(self, lambda: truncate_entered(self, length, ident))
 
     # ------------------------------------------------------------------------------------ syncing
 
@@ -196,21 +199,62 @@ cdef class JournalledCore(FileCore):
         has of it may go."""
         self.flush()
         self.enter(SYNC)
+        do_aside(self, lambda: checkpoint_entered(self))
+
+
+cdef int do_aside(JournalledCore self, object work) except -1:
+    # Whoever is interrupted stops waiting, and the work goes on. No Thread: its start can be
+    # interrupted as well, and then nobody knows whether it runs.
+    cdef list ended = []
+
+    def run():
         try:
-            self.journal.checkpoint(landed_through(self))
+            work()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
         finally:
-            self.leave()
+            self.scheduler.drivers.land()
 
-
-cdef int wait_for_truncates(JournalledCore self) except -1:
-    # Of other threads; none begins any more, unless the interpreter ends: then they are refused.
-    ident = PyThread_get_thread_ident()
-    while self.is_closed and any([thread != ident for thread in self.cutting]):
+    if PyThread_get_thread_ident() == self.scheduler.main_thread:
+        try:
+            _thread.start_new_thread(run, ())
+        except (RuntimeError, MemoryError):     # the interpreter ends, or there may be no more
+            run()
+    else:
+        run()
+    while not ended:
         self.scheduler.wait_for_landing(INT64_MAX)
+    if ended[0] is not None:
+        raise ended[0]
     return 0
 
 
-cdef int change_size(JournalledCore self, int64_t length) except -1:
+cdef int checkpoint_entered(JournalledCore self) except -1:
+    # The one that a caller has entered.
+    try:
+        self.journal.checkpoint(landed_through(self))
+    finally:
+        self.leave()
+    return 0
+
+
+cdef int truncate_entered(JournalledCore self, int64_t length, object ident) except -1:
+    # The one that a caller, thread `ident`, has entered.
+    try:
+        change_size(self, length, ident)
+    finally:
+        self.cutting -= 1
+        try:
+            # Who found the journal full may go on: what this one had of it is in the file.
+            self.scheduler.go_on()
+        finally:
+            self.scheduler.drivers.land()
+            self.leave()
+    return 0
+
+
+cdef int change_size(JournalledCore self, int64_t length, object ident) except -1:
     cdef Receipt receipt
     cdef Solo solo
     if length > self.max_size:
@@ -218,12 +262,16 @@ cdef int change_size(JournalledCore self, int64_t length) except -1:
                       f"{self.max_size} bytes", self.name)
     if S_ISBLK(os.fstat(self.target.descriptor).st_mode):
         raise OSError(errno.EINVAL, "a block device keeps its size", self.name)
-    receipt = take_place(self, &solo, length)
+    receipt = take_place(self, &solo, length, ident)
     try:
-        self.log.settle(receipt)
+        self.log.settle(receipt, False)
         if receipt.state != RECEIVED:
             self.unlanded.remove(receipt)
             raise error_of_receipt(receipt)
+        if self.log.is_closed:
+            # The journal may be somebody else's by now: the next open does it.
+            self.poison = EIO
+            raise ValueError("I/O operation on closed file")
         cut(self, length)
         self.unlanded.remove(receipt)
     finally:
@@ -231,10 +279,10 @@ cdef int change_size(JournalledCore self, int64_t length) except -1:
     return 0
 
 
-cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length):
+cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length, object ident):
     # Of a truncate: nobody else's change lies between its record and its place in the file.
+    # ident: of who asked for it.
     cdef Receipt receipt
-    ident = PyThread_get_thread_ident()
     self.settle_writes()                # those that were parked before, too
     self.truncating.add(ident)
     try:
@@ -264,23 +312,22 @@ cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length):
 
 
 cdef int64_t largest_size(int descriptor) except -1:
-    # Of a file in this file system; of a device, what it has. O(log) seeks, which go nowhere, in a
-    # description of its own: the position of the caller's may be shared.
+    # Of a file in this file system; of a device, what it has. O(log) seeks, which go nowhere. In
+    # the file's own description: to close another would drop the process's locks on the file.
     cdef int64_t low = 0, high = INT64_MAX, middle
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE | os.O_CLOEXEC
-    own = os.open(f"/proc/self/fd/{descriptor}", flags)
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
     try:
-        if S_ISBLK(os.fstat(own).st_mode):
-            return os.lseek(own, 0, os.SEEK_END)
+        if S_ISBLK(os.fstat(descriptor).st_mode):
+            return os.lseek(descriptor, 0, os.SEEK_END)
         while low < high:
             middle = high - (high - low) // 2
             try:
-                low = os.lseek(own, middle, os.SEEK_SET)
+                low = os.lseek(descriptor, middle, os.SEEK_SET)
             except OSError:
                 high = middle - 1
         return low
     finally:
-        os.close(own)
+        os.lseek(descriptor, position, os.SEEK_SET)
 
 
 cdef int cut(JournalledCore self, int64_t length) except -1:

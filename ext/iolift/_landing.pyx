@@ -203,7 +203,8 @@ cdef Ticket take_out(Tickets* tickets, Py_ssize_t place):
     return ticket
 
 
-cdef int end_all(LandingDesk self, Tickets* tickets, list heard, list hubs) except -1:
+cdef int end_all(LandingDesk self, Tickets* tickets, list heard, list hubs,
+                 bint breathes) except -1:
     cdef Ticket ticket
     cdef Py_ssize_t i
     for i in range(tickets.size):
@@ -218,7 +219,7 @@ cdef int end_all(LandingDesk self, Tickets* tickets, list heard, list hubs) exce
             if ticket.kind == SYNC:         # to which no receipt is left, but what was refused
                 ticket.failure, self.deferred = self.deferred, None
             end_one(self, ticket, heard, hubs)
-        if i % BREATH == BREATH - 1:
+        if breathes and i % BREATH == BREATH - 1:
             ticket = None
             give_way()
     return 0
@@ -290,7 +291,7 @@ cdef int land_reads(LandingDesk self, Flight flight, list heard, list hubs) exce
         end_joined(self, ticket, flight.pointers[piece], flight.offsets[piece], outcome, heard,
                    hubs)
     flight.joined = None
-    return end_all(self, &flight.reads.tickets, heard, hubs)
+    return end_all(self, &flight.reads.tickets, heard, hubs, True)
 
 
 cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t offset,
@@ -316,9 +317,11 @@ cdef int land_writes(LandingDesk self, Flight flight, list heard, list hubs) exc
         mark_superseded(flight)
     if self.log is not None:
         hold_back_checkpoints(self, &flight.writes.tickets)
+    failed = any_failed(&flight.writes.tickets)
     # Until now reads had to see them, and no others could go.
     self.window.flying = None
-    end_all(self, &flight.writes.tickets, heard, hubs)
+    # Who comes in between must find in `deferred` what nobody else hears of.
+    end_all(self, &flight.writes.tickets, heard, hubs, not failed)
     if self.log is not None and not self.window.has_writes():
         self.refusals_landed = self.log.refusals
     return 0
@@ -362,6 +365,17 @@ cdef int hold_back_checkpoints(LandingDesk self, const Tickets* tickets) except 
                                  else ticket.receipt.head)
             self.poison = ticket.error or EIO
     return 0
+
+
+cdef bint any_failed(const Tickets* tickets) noexcept:
+    cdef Ticket ticket
+    cdef Py_ssize_t i
+    for i in range(tickets.size):
+        if tickets.items[i] != NULL:
+            ticket = <Ticket>tickets.items[i]
+            if ticket.error or ticket.failure is not None:
+                return True
+    return False
 
 
 cdef void mark_superseded(Flight flight) noexcept:

@@ -93,7 +93,7 @@ cdef class Log(Timed):
     cdef int commit(self) except -1
     cdef int wait_for_commit(self, int64_t until_ns) except -1
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1
-    cdef int settle(self, Receipt receipt) except -1
+    cdef int settle(self, Receipt receipt, bint leads) except -1
     cdef bint withdraw(self, Receipt receipt) except -1
     cdef Receipt find_key(self, bytes key)
     cdef int commit_aside(self, Drivers drivers, bint all_of_it) except -1

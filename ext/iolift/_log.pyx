@@ -22,7 +22,8 @@ encodes and writes; the group and the buffer are its own then.
 import collections
 import errno
 import os
-from threading import Thread, main_thread
+from _thread import start_new_thread
+from threading import main_thread
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -355,12 +356,13 @@ cdef class Log(Timed):
             raise error_of_receipt(receipt)
         return 0
 
-    cdef int settle(self, Receipt receipt) except -1:
-        # Returns when it is received or has failed, whatever comes: others depend on the caller.
+    cdef int settle(self, Receipt receipt, bint leads) except -1:
+        # Returns when it is received or has failed, whatever comes: others depend on the caller,
+        # which hears no signals, as it is not the main thread but at the interpreter's end.
         cdef bint was_interrupted = False
         while receipt.state < RECEIVED:
             try:
-                self.help(INT64_MAX, True)
+                self.help(INT64_MAX, leads)
             except KeyboardInterrupt:
                 was_interrupted = True          # for whoever stands here, once this is done
             except ForkedError:
@@ -534,7 +536,7 @@ cdef class CommitJob(Job):
 
     cdef bint start_thread(self):
         try:
-            Thread(target=self.run, name="iolift journal").start()
+            start_new_thread(self.run, ())
         except (RuntimeError, MemoryError):     # as of a driver
             return False
         return True
