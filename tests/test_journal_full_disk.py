@@ -7,6 +7,7 @@ of everything, and the kernel says so when it is synced. Where nothing may be mo
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ SIZE = 4096
 
 
 def run(*command: Any) -> None:
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    everywhere = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, env=everywhere)
 
 
 class FailingDevice:
