@@ -15,20 +15,20 @@ import io
 import os
 import stat
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ._coalescer import Coalescer
 from ._filecore import FileCore
-from ._journal import Journal, check_sizes
-from ._journalcore import JournalledCore
-from ._storage import DirectoryStorage, sync_parent
+from ._storage import sync_parent
 from .errors import ForkedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import ArrayLike
 
+    from ._journal import Journal
+    from ._journalcore import JournalledCore
     from ._ticket import Ticket
 
 MODES = {
@@ -97,7 +97,11 @@ class File(io.RawIOBase):
             raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
         if coalescer is not None and not isinstance(coalescer, Coalescer):
             raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
+        kind = FileCore
         if journal is not None:
+            from ._journalled import JournalledCore, check_sizes, open_journal
+
+            kind = JournalledCore
             check_sizes(journal_segment_bytes, journal_max_bytes)
             if flags & ACCESS == os.O_RDONLY or flags & os.O_TRUNC:
                 raise ValueError(f"a journal needs the mode r+, a, a+, x or x+, not {mode!r}")
@@ -106,13 +110,12 @@ class File(io.RawIOBase):
         self._lock = threading.RLock()  # a signal handler may come in between
         self._position = 0
         try:
-            kind = FileCore if journal is None else JournalledCore
             self._core = self._open(path, flags, bool(closefd), bool(direct), kind)
-            if isinstance(self._core, JournalledCore):
+            if journal is not None:
                 if not isinstance(path, int):
                     sync_parent(path)
-                self._journal = _open_journal(
-                    self._core,
+                self._journal = open_journal(
+                    cast("JournalledCore", self._core),
                     journal,
                     segment_bytes=journal_segment_bytes,
                     max_bytes=journal_max_bytes,
@@ -290,9 +293,9 @@ class File(io.RawIOBase):
         io.UnsupportedOperation for a file without a journal.
         """
         core = self._file
-        if not isinstance(core, JournalledCore):
+        if self._journal is None:
             raise io.UnsupportedOperation("the file has no journal")
-        core.checkpoint()
+        cast("JournalledCore", core).checkpoint()
 
     def truncate(self, size: int | None = None) -> int:
         """Set the size in bytes, to the position if not given; returns it."""
@@ -429,34 +432,6 @@ class File(io.RawIOBase):
         if self._core is None or self.closed:
             return f"<iolift.File closed mode={self._mode!r}>"
         return f"<iolift.File name={self.name!r} mode={self._mode!r} direct={self.direct}>"
-
-
-def _open_journal(core: JournalledCore, path: Any, **options: Any) -> Journal:
-    """Recovers: from here on the file is as it was last received."""
-    # A storage of a test's own may stand in for the directory.
-    directory = isinstance(path, str | bytes | os.PathLike)
-    storage = DirectoryStorage(path) if directory else path
-    with _through_the_page_cache(core.fileno()):
-        journal = Journal(
-            storage,
-            [core.fileno()],
-            write_back=core.landed_sequence,
-            commit_aside=core.commit_aside,
-            **options,
-        )
-    core.attach(journal)
-    return journal
-
-
-@contextlib.contextmanager
-def _through_the_page_cache(fd: int) -> Iterator[None]:
-    """Recovery writes what is in no way aligned, also where the file is open with O_DIRECT."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~getattr(os, "O_DIRECT", 0))
-    try:
-        yield
-    finally:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 def _check_descriptor(fd: int, direct: bool) -> None:
