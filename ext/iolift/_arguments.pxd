@@ -21,6 +21,10 @@ cdef class Ranges:
     cdef int64_t total              # sum of the lengths
 
 
+cdef inline int64_t length_of(Ranges ranges, Py_ssize_t i) noexcept:
+    return ranges.length if ranges.lengths == NULL else ranges.lengths[i]
+
+
 cdef class Buffer:
     # A C-contiguous export, held until the object goes.
     cdef Py_buffer view
@@ -28,7 +32,10 @@ cdef class Buffer:
 
 
 cdef Buffer take_buffer(object source, str name, bint writable)
+cdef list take_buffers(object buffers, bint writable)
 # snapshot: a copy that the caller can't change while the GIL is released.
 cdef Ranges parse_ranges(object offsets, object lengths, bint snapshot)
 cdef int64_t parse_int(object value, str name, int64_t lowest, int64_t highest) except? -1
 cdef int64_t parse_position(object offset, int64_t size) except -1
+# On iolift_now_ns; INT64_MAX: never.
+cdef int64_t parse_timeout(object seconds) except -1

@@ -15,6 +15,8 @@ from cpython.buffer cimport (
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport INT64_MAX, int64_t
 
+from ._system cimport iolift_now_ns
+
 
 cdef class Int64Array:
     def __cinit__(self, object values, str name, bint snapshot):
@@ -106,7 +108,7 @@ cdef object refuse(Ranges self):
     total = 0
     for i in range(self.n):
         offset = self.offsets[i]
-        length = self.length if self.lengths == NULL else self.lengths[i]
+        length = length_of(self, i)
         total += length
         if offset < 0:
             raise ValueError(f"offsets[{i}] = {offset} is negative")
@@ -164,6 +166,18 @@ cdef Buffer take_buffer(object source, str name, bint writable):
         raise ValueError(f"{name} {why}") from None
     buffer.held = True
     return buffer
+
+
+cdef list take_buffers(object buffers, bint writable):
+    if isinstance(buffers, (bytes, bytearray, memoryview)):
+        raise TypeError(f"buffers must be a sequence of buffers, not {type(buffers).__name__}")
+    return [take_buffer(buffer, f"buffers[{i}]", writable) for i, buffer in enumerate(buffers)]
+
+
+cdef int64_t parse_timeout(object seconds) except -1:
+    if seconds is None:
+        return INT64_MAX
+    return iolift_now_ns() + <int64_t>(min(max(float(seconds), 0.0), 1e9) * 1e9)
 
 
 cdef int64_t parse_position(object offset, int64_t size) except -1:

@@ -1,8 +1,6 @@
 # Calls of many requests on one file, past the window.
 
-from libc.stdint cimport int64_t
-
-from ._arguments cimport Buffer
+from ._arguments cimport Buffer, Ranges
 from ._backend cimport Kind
 from ._desk cimport FileDesk
 
@@ -13,4 +11,4 @@ cdef class BulkDesk(FileDesk):
     cdef int leave(self) except -1
 
 
-cdef int64_t row_length(object offsets, object data, Buffer memory) except -1
+cdef Ranges ranges_of_data(object offsets, object data, object lengths, Buffer memory)

@@ -13,7 +13,9 @@ import numpy as np
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport free, malloc
 
-from ._arguments cimport Buffer, Ranges, parse_int, parse_position, parse_ranges, take_buffer
+from ._arguments cimport (
+    Buffer, Ranges, length_of, parse_int, parse_position, parse_ranges, take_buffer, take_buffers,
+)
 from ._backend cimport READ, WRITE, Kind
 from ._batch cimport Batch
 from ._desk cimport FileDesk
@@ -59,12 +61,7 @@ cdef class BulkDesk(FileDesk):
 
     def write_ranges(self, offsets, data, lengths=None):
         cdef Buffer memory = take_buffer(data, "data", False)
-        cdef Ranges ranges
-        if lengths is None:
-            lengths = row_length(offsets, data, memory)
-        ranges = parse_ranges(offsets, lengths, True)
-        if memory.view.len != ranges.total:
-            raise ValueError(f"data has {memory.view.len} bytes, the ranges ask for {ranges.total}")
+        cdef Ranges ranges = ranges_of_data(offsets, data, lengths, memory)
         move_ranges(self, WRITE, ranges, <char*>memory.view.buf)
         return ranges.total
 
@@ -102,10 +99,7 @@ cdef int64_t move_vector(BulkDesk self, Kind kind, object buffers, object offset
     cdef int64_t total = 0, position
     cdef int64_t* places
     cdef char** pointers
-    if isinstance(buffers, (bytes, bytearray, memoryview)):
-        raise TypeError(f"buffers must be a sequence of buffers, not {type(buffers).__name__}")
-    memory = [take_buffer(buffer, f"buffers[{i}]", kind == READ)
-              for i, buffer in enumerate(buffers)]
+    memory = take_buffers(buffers, kind == READ)
     n = len(memory)
     for i in range(n):
         total += (<Buffer>memory[i]).view.len
@@ -151,6 +145,17 @@ cdef int64_t run_vector(BulkDesk self, Kind kind, Py_ssize_t n, int64_t* places,
         if batch.outcome.items[i] < places[n + i]:
             break
     return total
+
+
+cdef Ranges ranges_of_data(object offsets, object data, object lengths, Buffer memory):
+    # Of write_ranges; memory: the buffer of data.
+    cdef Ranges ranges
+    if lengths is None:
+        lengths = row_length(offsets, data, memory)
+    ranges = parse_ranges(offsets, lengths, True)
+    if memory.view.len != ranges.total:
+        raise ValueError(f"data has {memory.view.len} bytes, the ranges ask for {ranges.total}")
+    return ranges
 
 
 cdef int64_t row_length(object offsets, object data, Buffer memory) except -1:
@@ -229,18 +234,18 @@ cdef object raise_worst(BulkDesk self, Ranges ranges, Batch batch):
     cdef int64_t length
     errnos = {}
     for i in range(ranges.n):
-        length = ranges.length if ranges.lengths == NULL else ranges.lengths[i]
+        length = length_of(ranges, i)
         if batch.outcome.items[i] < 0:
             errnos[i] = -batch.outcome.items[i]
         elif batch.outcome.items[i] < length and first_short < 0:
             first_short = i
     if errnos:
         i = next(iter(errnos))
-        length = ranges.length if ranges.lengths == NULL else ranges.lengths[i]
+        length = length_of(ranges, i)
         raise RangeError(errnos[i], self.name, i, ranges.offsets[i], length, errnos)
     if first_short >= 0:
         i = first_short
-        length = ranges.length if ranges.lengths == NULL else ranges.lengths[i]
+        length = length_of(ranges, i)
         raise ShortReadError(self.name, i, ranges.offsets[i], length, batch.outcome.items[i])
 
 

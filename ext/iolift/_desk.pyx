@@ -21,9 +21,10 @@ from cpython.ref cimport Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EIO
 from libc.stdint cimport INT64_MAX, int64_t
 
+from ._arguments cimport parse_timeout
 from ._backend cimport READ, SYNC, WRITE, fork_generation
 from ._dispatch cimport DispatchDesk, file_size
-from ._durable cimport help_commit, hold_sync, hold_write, is_journal_tight
+from ._durable cimport hold_sync, hold_write
 from ._flight cimport Flight
 from ._landing cimport Solo, end_now, enlist, hold_read, let_go
 from ._scatter cimport MAX_CHUNK_BYTES
@@ -48,16 +49,15 @@ cdef class FileDesk(DispatchDesk):
         return 0
 
     cdef int wait(self, Ticket ticket, object timeout) except -1:
-        cdef int64_t until = INT64_MAX
+        cdef int64_t until
         self.check_process()
-        if timeout is not None:
-            until = iolift_now_ns() + <int64_t>(min(max(float(timeout), 0.0), 1e9) * 1e9)
+        until = parse_timeout(timeout)
         if ticket.state == HELD or ticket.state == PARKED:
             if timeout is None and leads(self, ticket):
                 return 0
             self.demand(ticket)
         if ticket.kind == SYNC and ticket.receipt is not None:
-            help_commit(self, ticket.receipt, until)
+            self.log.wait_until(ticket.receipt, until)
         while ticket.state < DONE:
             if until != INT64_MAX and iolift_now_ns() >= until:
                 raise TimeoutError(f"{ticket!r} after {timeout} seconds")
@@ -104,12 +104,11 @@ cdef class FileDesk(DispatchDesk):
         return 0
 
     cdef int wait_received(self, Ticket ticket, object timeout) except -1:
-        cdef int64_t until = INT64_MAX
+        cdef int64_t until
         self.check_process()
         if self.log is None or ticket.kind != WRITE:
             raise io.UnsupportedOperation("only writes to a file with a journal have a receipt")
-        if timeout is not None:
-            until = iolift_now_ns() + <int64_t>(min(max(float(timeout), 0.0), 1e9) * 1e9)
+        until = parse_timeout(timeout)
         while ticket.state == PARKED:
             if iolift_now_ns() >= until:
                 raise TimeoutError(f"{ticket!r} after {timeout} seconds")
@@ -131,9 +130,6 @@ cdef class FileDesk(DispatchDesk):
 
     cdef bint is_checkpointed(self, Ticket ticket) except -1:
         return self.journal.checkpointed >= ticket.receipt.sequence
-
-    cdef bint is_tight(self, int64_t size) noexcept:
-        return self.log is not None and is_journal_tight(self, size)
 
     cdef Hub hub_of(self, object loop):
         return self.scheduler.hub_of(loop)

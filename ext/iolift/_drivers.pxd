@@ -6,6 +6,11 @@ from libc.stdint cimport int64_t, uint32_t
 from ._posix cimport pthread_cond_t, pthread_mutex_t
 
 
+cdef enum:
+    # How often who waits, and may be the main thread, looks for signals.
+    SIGNAL_CHECK_NS = 50000000
+
+
 cdef class Job:
     # Something to do without the GIL, then to finish with it. Owned by the queue until a driver
     # has it.

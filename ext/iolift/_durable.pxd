@@ -3,7 +3,6 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from ._landing cimport LandingDesk
-from ._log cimport Receipt
 from ._ticket cimport Ticket
 
 
@@ -12,4 +11,3 @@ cdef bint is_journal_tight(LandingDesk self, int64_t size) noexcept
 cdef uint64_t landed_through(LandingDesk self) noexcept
 cdef bint has_unheard_refusals(LandingDesk self) noexcept
 cdef int hold_sync(LandingDesk self, Ticket ticket) except -1
-cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except -1

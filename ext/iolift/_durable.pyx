@@ -20,19 +20,13 @@
 Who may call: any thread, with the GIL.
 """
 
-from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from ._landing cimport LandingDesk, end_now, enlist
 from ._log cimport COMMIT_BYTES, RECEIVED, Log, Receipt, error_of_receipt
 from ._records cimport WRITE_RECORD
-from ._system cimport iolift_now_ns
 from ._ticket cimport FLYING, HELD, Ticket
 from ._window cimport Writes
-
-cdef enum:
-    SIGNAL_CHECK_NS = 50000000
-
 
 cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
     cdef Receipt receipt = None
@@ -127,12 +121,3 @@ cdef int end_sync(LandingDesk self, Ticket ticket, Receipt last) except -1:
     if ticket.failure is None:
         ticket.failure, self.deferred = self.deferred, None
     return end_now(self, ticket, 0)
-
-
-cdef int help_commit(LandingDesk self, Receipt receipt, int64_t until_ns) except -1:
-    # Who waits commits, unless somebody does.
-    cdef Log log = self.log
-    while receipt.state < RECEIVED and iolift_now_ns() < until_ns:
-        log.help(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS), until_ns == INT64_MAX)
-        PyErr_CheckSignals()
-    return 0

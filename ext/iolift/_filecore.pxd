@@ -16,3 +16,4 @@ cdef class FileCore(BulkDesk):
     cdef object __weakref__
     cdef int finish(self) except -1
     cdef Ticket ticket_for(self, object data, object offset)
+    cdef int check_key(self, object key) except -1

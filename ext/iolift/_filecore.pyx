@@ -196,12 +196,16 @@ cdef class FileCore(BulkDesk):
         cdef int64_t position = parse_position(offset, size)
         return new_ticket(self, WRITE, position, position + size, PyBytes_AS_STRING(data), data)
 
+    cdef int check_key(self, object key) except -1:
+        raise ValueError("key is for files that are open with a journal")
+
     def submit_pwrite(self, data, offset, *, key=None):
         cdef Ticket ticket
         if key is not None:
-            raise ValueError("key is for files that are open with a journal")
+            self.check_key(key)
         give_way()                          # who does not wait has time
         ticket = self.ticket_for(data, offset)
+        ticket.key = key
         self.enter(WRITE)
         try:
             self.submit(ticket)

@@ -24,12 +24,13 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EIO
 from libc.stdint cimport INT64_MAX, int64_t
 
-from ._arguments cimport Buffer, Ranges, parse_int, parse_position, parse_ranges, take_buffer
+from ._arguments cimport (
+    Buffer, Ranges, length_of, parse_int, parse_position, take_buffer, take_buffers,
+)
 from ._backend cimport SYNC, WRITE, fork_generation
-from ._bulk cimport row_length
+from ._bulk cimport ranges_of_data
 from ._durable cimport has_unheard_refusals, is_journal_tight, landed_through
 from ._filecore cimport FileCore
-from ._gil cimport give_way
 from ._landing cimport Solo
 from ._log cimport RECEIVED, Receipt, error_of_receipt
 from ._records cimport MAX_KEY, TRUNCATE_RECORD
@@ -111,52 +112,36 @@ cdef class JournalledCore(FileCore):
 
     # ----------------------------------------------------------------------------------- writing
 
-    def submit_pwrite(self, data, offset, *, key=None):
-        cdef Ticket ticket
-        if key is not None:
-            if type(key) is not bytes:
-                raise TypeError(f"key must be bytes, not {type(key).__name__}")
-            if not 1 <= len(key) <= MAX_KEY:
-                raise ValueError(f"key has {len(key)} bytes, 1 to {MAX_KEY} are allowed")
+    cdef int check_key(self, object key) except -1:
+        if type(key) is not bytes:
+            raise TypeError(f"key must be bytes, not {type(key).__name__}")
+        if not 1 <= len(key) <= MAX_KEY:
+            raise ValueError(f"key has {len(key)} bytes, 1 to {MAX_KEY} are allowed")
+        return 0
+
+    cdef Ticket ticket_for(self, object data, object offset):
         self.check_request(memoryview(data).nbytes, offset)
-        give_way()
-        ticket = self.ticket_for(data, offset)
-        ticket.key = key
-        self.enter(WRITE)
-        try:
-            self.submit(ticket)
-        finally:
-            self.leave()
-        return ticket
+        return FileCore.ticket_for(self, data, offset)
 
     def pwrite(self, data, offset):
         self.check_request(memoryview(data).nbytes, offset)
         return FileCore.pwrite(self, data, offset)
 
     def pwritev(self, buffers, offset):
-        if isinstance(buffers, (bytes, bytearray, memoryview)):
-            raise TypeError(f"buffers must be a sequence of buffers, not {type(buffers).__name__}")
-        parts = [take_buffer(buffer, f"buffers[{i}]", False) for i, buffer in enumerate(buffers)]
         # One request, so that a crash leaves all of it or nothing.
         return self.pwrite(b"".join([(<char*>(<Buffer>part).view.buf)[:(<Buffer>part).view.len]
-                                     for part in parts]), offset)
+                                     for part in take_buffers(buffers, False)]), offset)
 
     def write_ranges(self, offsets, data, lengths=None):
         cdef Buffer memory = take_buffer(data, "data", False)
-        cdef Ranges ranges
+        cdef Ranges ranges = ranges_of_data(offsets, data, lengths, memory)
         cdef Py_ssize_t i
         cdef int64_t begin = 0, size
-        if lengths is None:
-            lengths = row_length(offsets, data, memory)
-        ranges = parse_ranges(offsets, lengths, True)
-        if memory.view.len != ranges.total:
-            raise ValueError(f"data has {memory.view.len} bytes, the ranges ask for {ranges.total}")
         tickets = []
+        for i in range(ranges.n):           # all of them before any is held
+            self.check_request(length_of(ranges, i), ranges.offsets[i])
         for i in range(ranges.n):
-            self.check_request(ranges.length if ranges.lengths == NULL else ranges.lengths[i],
-                               ranges.offsets[i])
-        for i in range(ranges.n):
-            size = ranges.length if ranges.lengths == NULL else ranges.lengths[i]
+            size = length_of(ranges, i)
             tickets.append(self.submit_pwrite((<char*>memory.view.buf)[begin:begin + size],
                                               ranges.offsets[i]))
             begin += size

@@ -92,6 +92,7 @@ cdef class Log(Timed):
     cdef int help(self, int64_t until_ns, bint leads) except -1
     cdef int commit(self) except -1
     cdef int wait_for_commit(self, int64_t until_ns) except -1
+    cdef int wait_until(self, Receipt receipt, int64_t until_ns) except -1
     cdef int wait(self, Receipt receipt, int64_t until_ns) except -1
     cdef int settle(self, Receipt receipt, bint leads) except -1
     cdef bint withdraw(self, Receipt receipt) except -1

@@ -37,13 +37,13 @@ from libc.errno cimport EIO
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
-from ._arguments cimport Buffer, parse_int, take_buffer
+from ._arguments cimport Buffer, parse_int, parse_timeout, take_buffer
 from ._backend cimport fork_generation
 from ._commit cimport (
     encode_group, end_group, fail, forget_key, go_direct, needs_segment, poison, refuse,
     refuse_gathered, take_group, write_group,
 )
-from ._drivers cimport Drivers, Job
+from ._drivers cimport SIGNAL_CHECK_NS, Drivers, Job
 from ._records cimport (
     BLOCK, CONTINUES, KEY_RECORD, MAX_KEY, MAX_PART, MAX_TARGETS, MORE, TRUNCATE_RECORD,
     WRITE_RECORD, Chain, RecordType, record_bytes,
@@ -51,9 +51,6 @@ from ._records cimport (
 from ._system cimport iolift_now_ns
 from ._storage import DirectoryStorage
 from .errors import ForkedError, OutcomeUnknownError, PoisonedError
-
-cdef enum:
-    SIGNAL_CHECK_NS = 50000000
 
 
 @cython.final
@@ -91,10 +88,7 @@ cdef class Receipt:
         Raises TimeoutError; OutcomeUnknownError where the device failed under it; PoisonedError
         or OSError where it was never written; concurrent.futures.CancelledError.
         """
-        cdef int64_t until = INT64_MAX
-        if timeout is not None:
-            until = iolift_now_ns() + <int64_t>(min(max(float(timeout), 0.0), 1e9) * 1e9)
-        self.log.wait(self, until)
+        self.log.wait(self, parse_timeout(timeout))
         if self.is_withdrawn:
             from concurrent.futures import CancelledError       # which is slow to import
             raise CancelledError("the write was cancelled")
@@ -346,12 +340,19 @@ cdef class Log(Timed):
             return 0
         return self.commit()
 
-    cdef int wait(self, Receipt receipt, int64_t until_ns) except -1:
+    cdef int wait_until(self, Receipt receipt, int64_t until_ns) except -1:
+        # Returns when it is received or has failed, or when the time is up.
         while receipt.state < RECEIVED:
             self.help(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS), until_ns == INT64_MAX)
             PyErr_CheckSignals()
-            if receipt.state < RECEIVED and iolift_now_ns() >= until_ns:
-                raise TimeoutError("the journal has not received it yet")
+            if iolift_now_ns() >= until_ns:
+                break
+        return 0
+
+    cdef int wait(self, Receipt receipt, int64_t until_ns) except -1:
+        self.wait_until(receipt, until_ns)
+        if receipt.state < RECEIVED:
+            raise TimeoutError("the journal has not received it yet")
         if receipt.state != RECEIVED:
             raise error_of_receipt(receipt)
         return 0

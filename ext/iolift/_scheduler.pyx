@@ -23,15 +23,13 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 
 from ._backend cimport READ, WRITE, Backend, Kind, fork_generation
-from ._drivers cimport Drivers, Job, Sleeper
+from ._drivers cimport SIGNAL_CHECK_NS, Drivers, Job, Sleeper
 from ._system cimport iolift_bit_length, iolift_now_ns
 from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket, is_on_a_loop
 from .errors import ForkedError
 
 cdef enum:
     MAX_DRIVERS = 16
-    # How often who waits looks for signals.
-    SIGNAL_CHECK_NS = 50000000
 
 cdef double BURST_SECONDS = 0.1
 

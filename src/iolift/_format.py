@@ -60,14 +60,16 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._crc32c import crc32c
 from ._records import LIMITS
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 BLOCK = LIMITS["block"]
 VERSION = 1
-LOCK_NAME = "lock"
 CHECKPOINT_NAME = "checkpoint"
 SEGMENT_SUFFIX = ".seg"
 TAIL_SUFFIX = ".tail"
@@ -225,6 +227,11 @@ def decode_slot(block: bytes) -> Slot:
 
 def segment_name(number: int) -> str:
     return f"{number:016x}{SEGMENT_SUFFIX}"
+
+
+def segment_numbers(names: Iterable[str]) -> list[int]:
+    """Of those that are names of segments, in order."""
+    return sorted(n for n in map(segment_number, names) if n is not None)
 
 
 def segment_number(name: str) -> int | None:

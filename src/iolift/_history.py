@@ -21,7 +21,7 @@ from ._format import (
     decode_header,
     salt_of,
     segment_name,
-    segment_number,
+    segment_numbers,
 )
 from ._records import Entry, all_zeros, scan, voucher
 from ._recovery import apply
@@ -42,7 +42,7 @@ def history(storage: Storage) -> Iterator[tuple[str, memoryview, list[Entry]]]:
     """
     before: SegmentHeader | None = None
     sequence = durable = previous = 0
-    for number in sorted(n for n in map(segment_number, storage.names()) if n is not None):
+    for number in segment_numbers(storage.names()):
         data = read_segment(storage, number)
         if all_zeros(data):
             continue
@@ -102,7 +102,7 @@ def salvage(storage: Storage, slot: Slot | None) -> Iterator[tuple[str, memoryvi
     record is taken by its own CRCs and its segment's salt; what it was bound to may be gone.
     O(bytes).
     """
-    for number in sorted(n for n in map(segment_number, storage.names()) if n is not None):
+    for number in segment_numbers(storage.names()):
         if slot is not None and number < slot.first_segment:
             continue
         data = read_segment(storage, number)

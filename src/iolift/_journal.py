@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 from ._format import (
     BLOCK,
     CHECKPOINT_NAME,
-    LOCK_NAME,
     MAX_SEGMENT_BYTES,
     SEGMENT_SUFFIX,
     TAIL_SUFFIX,
@@ -42,7 +41,7 @@ from ._format import (
 from ._log import Log, Receipt
 from ._records import LIMITS
 from ._recovery import PREPARED_SUFFIX, pending_targets, recover, write_slot
-from ._storage import Storage, write_all
+from ._storage import LOCK, Storage, write_all
 from ._survey import Survey, survey
 from .errors import ForeignJournalError, JournalError
 
@@ -445,7 +444,7 @@ def is_new(storage: Storage) -> bool:
     if CHECKPOINT_NAME in names or any(name.endswith(SEGMENT_SUFFIX) for name in names):
         return False
     known = (PREPARED_SUFFIX, TAIL_SUFFIX)
-    others = [name for name in names if name != LOCK_NAME and not name.endswith(known)]
+    others = [name for name in names if name != LOCK and not name.endswith(known)]
     if others:
         raise JournalError(errno.ENOTEMPTY, f"no journal, and not empty: {min(others)!r}")
     return True

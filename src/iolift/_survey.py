@@ -28,7 +28,7 @@ from ._format import (
     decode_slot,
     salt_of,
     segment_name,
-    segment_number,
+    segment_numbers,
 )
 from ._records import FLAG_PARTS, Entry, all_zeros, scan, voucher
 from ._storage import Room, Storage, read_into
@@ -151,7 +151,7 @@ def survey(storage: Storage, *, check_payload: bool = True) -> Survey:
     """Raises JournalError where there is no journal. O(bytes of the live segments) time, a
     segment and 150 bytes a record of memory."""
     names = storage.names()
-    numbers = sorted(n for n in map(segment_number, names) if n is not None)
+    numbers = segment_numbers(names)
     if CHECKPOINT_NAME not in names:
         if numbers:
             raise JournalDamagedError(CHECKPOINT_NAME, 0, 0, "it is gone", "a segment")
