@@ -137,27 +137,6 @@ def test_a_receipt_with_a_time_is_in_time(place: Path, monkeypatch: pytest.Monke
         assert ticket.received() > 0
 
 
-def test_a_submitted_sync_tells_of_what_was_refused_before(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with dying(place, **SMALL) as f:
-        f.pwrite(b"x", 500_000)
-        door = Door(f, monkeypatch)
-        door.is_full = True
-        for offset in (0, 16_000):
-            f.seek(offset)
-            f.write(b"B" * 16_000)
-            f._core.commit_aside()
-            f._journal.log.drain()
-        door.is_full = False
-        f.seek(100_000)
-        f.write(b"D" * 100)
-        with pytest.raises(OSError, match="could not grow"):
-            f.submit_sync().result()
-        f.submit_sync().result()
-        assert f.pread(32_000, 0) == b"B" * 16_000 + bytes(16_000)
-
-
 def test_a_sync_is_not_hurt_by_what_was_cancelled(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,12 +264,12 @@ HANDLER = """
                     backend=disk, journal_segment_bytes=32768, journal_max_bytes=8 * 32768)
     f.pwrite(b"x" * 15000, 0)
     handled = []
-    def alarm(_, handler):
+    def alarm(handler):
         signal.signal(signal.SIGALRM, lambda *_: handled.append(handler()))
 """
 
 WRITES_IN_A_TRUNCATE = """
-    alarm(0, lambda: f.pwrite(b"W" * 100, 5000))
+    alarm(lambda: f.pwrite(b"W" * 100, 5000))
     aside = f._journal.commit_aside
     def commit_aside():
         signal.raise_signal(signal.SIGALRM)
@@ -306,7 +285,7 @@ WRITES_IN_A_TRUNCATE = """
 """
 
 RAISES_IN_A_TRUNCATE = """
-    alarm(0, lambda: handled.append(1) or sys.exit(3))
+    alarm(lambda: handled.append(1) or sys.exit(3))
     aside = f._journal.commit_aside
     def commit_aside():
         if not handled:
@@ -328,7 +307,7 @@ CALLS_WHILE_A_TRUNCATE_WAITS = """
         reader = threading.Thread(target=f.pread, args=(1, 0))
         reader.start()
         disk.arrived(1, "read")
-        alarm(0, lambda: (disk.open(), call()))
+        alarm(lambda: (disk.open(), call()))
         signal.setitimer(signal.ITIMER_REAL, .05)
         f.truncate(10)
         reader.join()
@@ -337,7 +316,7 @@ CALLS_WHILE_A_TRUNCATE_WAITS = """
 """
 
 CLOSES_IN_A_CHECKPOINT = """
-    alarm(0, f.close)
+    alarm(f.close)
     storage = f._journal._storage
     sync = storage.sync
     def raising(handle):

@@ -153,9 +153,13 @@ def test_what_was_refused_is_no_ones_success(place: Path, monkeypatch: pytest.Mo
         assert f.pread(32_000, 0) == b"B" * 16_000 + bytes(16_000)
 
 
+@pytest.mark.parametrize("how", ["sync", "submit_sync"])
 def test_a_sync_tells_of_what_was_refused_before(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    def sync() -> None:
+        f.sync() if how == "sync" else f.submit_sync().result()
+
     with dying(place, **SMALL) as f:
         f.pwrite(b"x", 500_000)
         door = Door(f, monkeypatch)
@@ -169,8 +173,8 @@ def test_a_sync_tells_of_what_was_refused_before(
         f.seek(100_000)
         f.write(b"D" * 100)
         with pytest.raises(OSError, match="could not grow"):
-            f.sync()
-        f.sync()
+            sync()
+        sync()
         assert f.pread(32_000, 0) == b"B" * 16_000 + bytes(16_000)
         content = after_a_crash(place)
         assert content[16_000:32_000] == bytes(16_000)

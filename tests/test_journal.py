@@ -102,7 +102,8 @@ def test_a_commit_is_one_write_and_one_sync() -> None:
     assert [r.sequence for r in receipts] == list(range(13, 113))
 
 
-def test_who_comes_while_a_group_is_under_way_goes_with_the_next() -> None:
+def under_way() -> tuple[Rig, Any, threading.Thread]:
+    """A record, number 2, whose commit is held at the gate, and who leads that."""
     rig = Rig(Gate(1))
     rig.write(0, b"first").wait()
     rig.disk.closed = True
@@ -110,6 +111,11 @@ def test_who_comes_while_a_group_is_under_way_goes_with_the_next() -> None:
     leader = threading.Thread(target=first.wait)
     leader.start()
     rig.disk.arrived.acquire()
+    return rig, first, leader
+
+
+def test_who_comes_while_a_group_is_under_way_goes_with_the_next() -> None:
+    rig, first, leader = under_way()
     others = [rig.write(i, b"b") for i in range(20)]
     waiting = [threading.Thread(target=other.wait) for other in others]
     for thread in waiting:
@@ -130,13 +136,7 @@ def test_who_comes_while_a_group_is_under_way_goes_with_the_next() -> None:
 
 
 def test_a_wait_ends_when_its_time_is_up() -> None:
-    rig = Rig(Gate(1))
-    rig.write(0, b"first").wait()
-    rig.disk.closed = True
-    first = rig.write(0, b"a")
-    leader = threading.Thread(target=first.wait)
-    leader.start()
-    rig.disk.arrived.acquire()
+    rig, _, leader = under_way()
     second = rig.write(0, b"b")
     with pytest.raises(TimeoutError):
         second.wait(0)
