@@ -222,36 +222,102 @@ def test_a_close_that_is_interrupted_lets_go_of_the_journal(place: Path) -> None
     )
 
 
+class Interrupted:
+    """A file on a coalescer that goes on, whose close() was interrupted while a read and a truncate
+    behind it are under way."""
+
+    def __init__(self, place: Path) -> None:
+        (place / "data").write_bytes(bytes(1000))
+        self.disk = GatedDisk()
+        self.file = opened(place, coalescer=iolift.Coalescer(backend=self.disk), **SMALL)
+        self.fd = self.file.fileno()
+        self.disk.close("read")
+        self.read = self.file.submit_pread(1, 0)
+        self.truncate = threading.Thread(target=self._truncate)
+        self.errors: list[OSError] = []
+        self.truncate.start()
+        while not self.file._journal.log.gathered_bytes:
+            os.sched_yield()
+
+        def handler(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                self.file.close()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+    def _truncate(self) -> None:
+        try:
+            self.file.truncate(10)
+        except OSError as error:
+            self.errors.append(error)
+
+    def is_open(self) -> bool:
+        return os.path.exists(f"/proc/self/fd/{self.fd}")
+
+
 def test_a_truncate_beside_an_interrupted_close(place: Path) -> None:
-    disk = GatedDisk()
-    (place / "data").write_bytes(bytes(1000))
-    f = opened(place, backend=disk, **SMALL)
-    disk.close("read")
-    reader = threading.Thread(target=f.pread, args=(1, 0))
-    reader.start()
-    disk.arrived(1, "read")
-    truncates = threading.Thread(target=f.truncate, args=(10,))  # waits for the read
-    truncates.start()
-    while not f._journal.log.gathered_bytes:
-        os.sched_yield()
-
-    def handler(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(KeyboardInterrupt):
-            f.close()
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    that = Interrupted(place)
     with pytest.raises(BlockingIOError):  # it is not over
         opened(place)
-    disk.open()
-    truncates.join()
-    reader.join()
+    that.disk.open()
+    that.truncate.join()
+    assert that.read.result() == b"\0"
+    assert not that.errors
     with opened(place) as g:
         assert len(g.pread(2000, 0)) == 10
+
+
+def test_who_ends_last_leaves_the_file_to_who_closes_the_journal(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    that = Interrupted(place)
+    told, go_on = threading.Event(), threading.Event()
+    that.read.add_done_callback(lambda _: (told.set(), go_on.wait()))
+    sync, seen = that.file._journal._storage.sync, []
+
+    def slow(handle: int) -> None:
+        if handle == that.fd:
+            # Of the two that are the last to end, the truncate closes the journal: this is its
+            # last checkpoint. Now the read ends as well.
+            told.wait()
+            go_on.set()
+            seen.extend(that.is_open() for _ in range(1000))  # each lets go of the GIL
+        sync(handle)
+
+    monkeypatch.setattr(that.file._journal._storage, "sync", slow)
+    that.disk.open()
+    that.truncate.join()
+    assert seen == [True] * 1000
+    assert not that.errors
+
+
+def test_a_journal_that_fails_at_the_end_of_an_interrupted_close(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    that = Interrupted(place)
+
+    real = os.ftruncate
+
+    def last(fd: int, size: int) -> None:
+        that.read.result()
+        for _ in range(1000):
+            that.is_open()  # lets go of the GIL: the read's thread is done with it all
+        real(fd, size)
+
+    def fails(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "ftruncate", last)
+    monkeypatch.setattr(that.file._journal._storage, "sync", fails)
+    that.disk.open()
+    that.truncate.join()
+    assert [error.errno for error in that.errors] == [errno.EIO]
+    assert not that.is_open()
 
 
 HANDLER = """

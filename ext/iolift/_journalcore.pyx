@@ -42,14 +42,14 @@ from .errors import PoisonedError, RangeError
 cdef class JournalledCore(FileCore):
     """A FileCore with a journal, which `attach` gives it before anything is written."""
 
-    cdef set truncating             # threads that look for a place for their truncate
+    cdef list truncating            # threads whose truncate looks for its place
     cdef int cutting                # truncates that have been entered
     cdef bint is_finished           # the journal is closed, or is about to be
     cdef int64_t max_size           # of the file, bytes: the file system has no room for more
 
     def attach(self, journal):
         """From now on every change goes through this journal, which is this file's alone."""
-        self.truncating = set()
+        self.truncating = []
         self.journal = journal
         self.log = journal.log
         self.target_number = journal.adopt(self.target.descriptor)
@@ -65,8 +65,9 @@ cdef class JournalledCore(FileCore):
 
     cdef int finish(self) except -1:
         if self.journal is not None:
-            # At the interpreter's end there may be more and more of them: the journal refuses them.
-            while self.is_closed and self.cutting:
+            # At the interpreter's end there may be more and more of them, or one whose thread was
+            # stopped: the journal refuses them.
+            while self.is_closed and self.cutting and not self.is_finished:
                 self.scheduler.wait_for_landing(INT64_MAX)
             self.is_finished = True
             self.journal.close()
@@ -77,8 +78,15 @@ cdef class JournalledCore(FileCore):
                 and self.pending == 0 and self.journal is not None
                 and self.scheduler.generation == fork_generation()):
             self.is_finished = True
-            self.journal.close()
-        return FileCore.at_rest(self)
+            self.is_draining = True         # others leave the descriptor to this one
+            try:
+                self.journal.close()
+            finally:
+                self.is_draining = False
+                FileCore.at_rest(self)
+        else:
+            FileCore.at_rest(self)
+        return 0
 
     def drain_at_exit(self):
         # While there are threads: what one of them has locked when the interpreter ends stays so.
@@ -269,7 +277,7 @@ cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length, object 
     # ident: of who asked for it.
     cdef Receipt receipt
     self.settle_writes()                # those that were parked before, too
-    self.truncating.add(ident)
+    self.truncating.append(ident)
     try:
         while self.window.has_writes() or self.window.reads.tickets.size:
             self.dispatch_reads("flush")
@@ -290,7 +298,7 @@ cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length, object 
                 self.poison = EIO
             raise
     finally:
-        self.truncating.discard(ident)
+        self.truncating.remove(ident)
         self.scheduler.go_on()
         self.scheduler.drivers.land()
     return receipt

@@ -295,7 +295,8 @@ class Journal:
         # ends, and what was to be made ahead is made when it is needed.
         if self._background:
             with contextlib.suppress(RuntimeError):
-                threading.Thread(target=work, name="iolift journal").start()
+                # A thread that a driver begins would be a daemon, as drivers are.
+                threading.Thread(target=work, name="iolift journal", daemon=False).start()
 
     def _checkpoint_quietly(self) -> None:
         """Before the journal is full, so that nobody waits for it. An error shows when it is."""
