@@ -9,7 +9,9 @@ import contextlib
 import errno
 import gc
 import os
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import child
@@ -268,3 +270,24 @@ def test_no_flush_comes_between_a_failure_and_its_report(tmp_path: Path) -> None
             with pytest.raises(OSError, match="Input/output"):
                 f.flush()
             last.join()
+
+
+def test_no_batch_outlives_the_close(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(1000))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with iolift.Coalescer(backend=Refusing(), read_window_us=200) as c:
+            for i in range(1000):
+                f = c.open(path)
+                f.submit_pread(1, 0)
+                # Held for company, and withdrawn: its batch, which the clock begins, has nothing.
+                f.submit_pread(1, 100).cancel()
+                until = time.perf_counter_ns() + i % 50 * 10_000
+                while time.perf_counter_ns() < until:
+                    pass
+                f.close()
+                assert c.stats().batches_in_flight == 0
+    finally:
+        sys.setswitchinterval(before)

@@ -252,13 +252,18 @@ cdef class DispatchDesk(LandingDesk):
 
     cdef int drain(self) except -1:
         # Returns when nothing is held or flying any more.
-        while self.pending:
+        while is_busy(self):
             self.dispatch_reads("close")
             self.dispatch_writes("close")
             self.launch_syncs(False)
-            if self.pending:
+            if is_busy(self):
                 self.scheduler.wait_for_landing(INT64_MAX)
         return 0
+
+
+cdef bint is_busy(DispatchDesk self) noexcept:
+    # A batch of which all requests were withdrawn is under way for nobody.
+    return self.pending > 0 or len(self.flights) > 0 or self.window.flying is not None
 
 
 cdef int launch_reads(DispatchDesk self, Flight flight, Window window) except -1:
