@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from _work import Work
 
 MODULES = (
-    *("plan", "read_warm", "read_cold", "write", "replay", "memory"),
+    *("plan", "read_warm", "read_cold", "write", "replay", "memory", "gap"),
     *("window_alone", "window_asyncio", "window_cold", "window_threads", "window_joins"),
     *("window_small_writes", "window_sync_threads", "window_sync_tasks", "window_lone_reader"),
     *("window_submit", "window_idle", "window_growth"),

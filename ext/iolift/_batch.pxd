@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from ._backend cimport Backend, Kind, Lane, Operation
+from ._costs cimport Costs
 from ._outcome cimport Failures, Outcome
 from ._plan cimport ExtentArray, Rule
 from ._request cimport Extent, Request
@@ -50,6 +51,8 @@ cdef class Batch:
     cdef Rows rows
     cdef Py_ssize_t n           # requests, in the caller's order
     cdef double max_waste       # bytes read for gaps, at most, a byte asked
+    cdef Costs costs            # of reads: what says how wide a gap pays; None: rule.gap does
+    cdef bint asks_cache        # ... where the page cache does not have the bytes
     cdef bint deaf              # signals are not for this thread to hear, or to stop for
     cdef bint is_one            # the requests are parts of one: it succeeds or fails as a whole
     cdef list trace             # of int64[k, 3], or None
@@ -88,6 +91,9 @@ cdef class Batch:
     cdef uint32_t generation    # of forks, at the start
     cdef int64_t bytes_out      # in chunks that are under way
     cdef object interrupt       # the exception that a signal handler raised
+    cdef bint learns            # how long it takes says what the device costs
+    cdef int64_t began_ns
+    cdef int64_t ended_ns
     cdef bint tracing
     cdef TraceLog log
 

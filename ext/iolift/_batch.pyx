@@ -41,7 +41,9 @@ from ._scatter cimport (
     BOUNCE_BYTES, MAX_CHUNK_BYTES, SCRATCH_BYTES, next_chunk, prepare_write, settle_read,
 )
 from ._sort cimport ORDER_ELEVATOR, ORDER_FIFO, Order, load_requests, sort_by_index
-from ._system cimport iolift_allocate, iolift_now_ns, iolift_pause_ns, iovec
+from ._system cimport (
+    iolift_allocate, iolift_now_ns, iolift_pause_ns, iolift_read_cached, iovec,
+)
 from ._trace cimport add_trace, export_trace
 from ._waste cimport affordable_gap
 from .errors import ForkedError
@@ -54,6 +56,8 @@ cdef enum:
     # Prepared and not yet begun: a device that waits for us longer than for a page or two is idle.
     PUSH_BYTES = 1 << 18
     PAGE = 4096
+    # Requests of a batch that are asked for in the page cache, at most.
+    PROBES = 4
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -95,6 +99,9 @@ cdef class Batch:
     cdef bint prepare(self, const int64_t* lengths, int64_t length, int64_t start) except -1:
         # lengths as in load_requests; start: where the elevator is. False: nothing is to be moved.
         cdef int status
+        if self.costs is not None and self.kind == READ:
+            self.learns = True
+            self.rule.gap = min(self.costs.gap(self.n), self.rule.max_io)
         with nogil:
             status = make_plan(self, lengths, length, start)
             if status == 0:
@@ -112,9 +119,10 @@ cdef class Batch:
         return True
 
     cdef void execute(self) noexcept nogil:
-        self.last_signal_check_ns = iolift_now_ns()
+        self.began_ns = self.last_signal_check_ns = iolift_now_ns()
         lock_pages(self, self.ragged.size > 0)
         drive_all(self)
+        self.ended_ns = iolift_now_ns()
         if self.failures.size and not stops(self):
             if not self.exclusive:
                 unlock_pages(self)
@@ -157,7 +165,17 @@ cdef int raise_what_went_wrong(Batch self) except -1:
         raise pending
     if self.out_of_memory or self.outcome.out_of_memory:
         raise MemoryError(f"batch of {self.n} requests")
+    if self.learns and self.failures.size == 0:
+        learn(self)
     return 0
+
+
+cdef int learn(Batch self) except -1:
+    cdef Py_ssize_t i
+    cdef int64_t size = 0
+    for i in range(self.extents.size):
+        size += self.extents.items[i].end - self.extents.items[i].offset
+    return self.costs.learn(self.n, self.extents.size, size, self.ended_ns - self.began_ns)
 
 
 # --------------------------------------------------------------------------------------- planning
@@ -198,6 +216,12 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
                                          self.max_waste)
         if merger.rule.gap < 0:
             return -1
+        if self.learns and self.asks_cache:
+            # Of bytes in memory none is worth reading in vain; what they cost says nothing of the
+            # device, either. Nor is it asked for where it makes no difference.
+            self.learns = merger.rule.gap > 0 and not is_cached(self)
+            if not self.learns:
+                merger.rule.gap = 0
         self.rule.gap = merger.rule.gap
     status = merge_block(&merger, self.pieces, self.piece_count, NULL, NULL)
     end_merge(&merger)
@@ -209,6 +233,16 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
         return -1
     self.extents_left = self.extents.size
     return 0
+
+
+cdef bint is_cached(Batch self) noexcept nogil:
+    # Whether most of some requests are in the page cache. False where the kernel does not say.
+    cdef Py_ssize_t i, count = min(<Py_ssize_t>PROBES, 1 + self.request_count // 4), cached = 0
+    cdef char byte
+    for i in range(count):
+        cached += iolift_read_cached(self.target.descriptor, &byte, 1,
+                                     self.requests[i * self.request_count // count].offset) >= 0
+    return 2 * cached > count
 
 
 cdef int own_pieces(Batch self) noexcept nogil:

@@ -20,6 +20,7 @@ from libc.stdint cimport INT64_MAX
 
 from ._arguments cimport parse_int
 from ._backend cimport Backend, fork_generation
+from ._costs cimport Costs
 from ._hosted cimport HostedBackend
 from ._plan cimport Rule
 from ._posix cimport PosixBackend
@@ -31,6 +32,7 @@ from .errors import ForkedError
 
 cdef enum:
     MAX_DEPTH = 4096
+    AUTO_DEPTH = 128            # no device seen so far gains from more
     MAX_REQUESTS = 1 << 30
 
 # Those that are open, for the end of the interpreter.
@@ -43,6 +45,12 @@ cdef double parse_number(object value, str name, double lowest, double highest) 
     if not lowest <= value <= highest:      # also not a number
         raise ValueError(f"{name} = {value} must be between {lowest} and {highest}")
     return value
+
+
+cdef Py_ssize_t parse_depth(object value) except -1:
+    if isinstance(value, str) and value == "auto":
+        return AUTO_DEPTH
+    return parse_int(value, "depth", 1, MAX_DEPTH)
 
 
 cdef object parse_rate(object value, str name):
@@ -75,11 +83,12 @@ cdef class Coalescer:
     an object with `submit` and `reap` (help("iolift._hosted") says how). The environment
     variable IOLIFT_BACKEND takes the place of "auto".
     order: "elevator" (ascending from where the last batch ended, wrapping once) or "fifo".
-    gap: the widest hole, in bytes, that a read goes through rather than around; "auto": 0, and
-    32 KiB for direct files, where an I/O costs about as much as the transfer of that.
+    gap: the widest hole, in bytes, that a read goes through rather than around; "auto": what an I/O
+    costs of the device, in bytes of transfer, learnt from the batches as they land (32 KiB before
+    the first), and 0 for what the page cache has, and for a backend of your own unless direct.
     max_io: no I/O is longer, in bytes, unless a single request is.
     max_waste: bytes read for gaps, at most, for each byte that a batch was asked for.
-    depth: how many I/Os of one batch are in flight at once, 1 to 4096.
+    depth: how many I/Os of one batch are in flight at once, 1 to 4096; "auto": 128.
     read_window_us, write_window_ms: how long a read (microseconds) or a write (milliseconds) is
     held for company, at most. Nothing is held while somebody waits for it and the device has room.
     max_held_bytes, max_held_requests: bounds of what is submitted and has not ended, of which
@@ -94,7 +103,7 @@ cdef class Coalescer:
     """
 
     def __cinit__(self, *, backend="auto", order="elevator", gap="auto", max_io=1 << 20,
-                  max_waste=0.25, depth=128, read_window_us=100, write_window_ms=10,
+                  max_waste=0.25, depth="auto", read_window_us=100, write_window_ms=10,
                   max_held_bytes=1 << 26, max_held_requests=1 << 17, max_iops=None,
                   max_bytes_per_s=None, clock=None, **unknown):
         if unknown:
@@ -117,8 +126,9 @@ cdef class Coalescer:
             max_iops=parse_rate(max_iops, "max_iops"),
             max_bytes_per_s=parse_rate(max_bytes_per_s, "max_bytes_per_s"),
             clock=clock)
-        self.io = choose_backend(backend, parse_int(depth, "depth", 1, MAX_DEPTH))
+        self.io = choose_backend(backend, parse_depth(depth))
         self.scheduler = Scheduler(self.io, **options)
+        self.costs = {}
         self.files = weakref.WeakSet()
         LIVE.add(self)
 
@@ -135,6 +145,15 @@ cdef class Coalescer:
         if self.is_closed:
             raise ValueError("I/O operation on closed coalescer")
         return 0
+
+    cdef Costs costs_of(self, int descriptor, bint direct):
+        # Files of one device share what is known of it. A hosted backend reads what it is asked.
+        if self.rule.gap >= 0 or (self.io.name == "hosted" and not direct):
+            return None
+        key = os.fstat(descriptor).st_dev, direct
+        if key not in self.costs:
+            self.costs[key] = Costs()
+        return self.costs[key]
 
     @property
     def gap(self):

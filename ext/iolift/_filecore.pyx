@@ -43,8 +43,6 @@ cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef enum:
-    # gap="auto" of direct files: an I/O costs about as much as 40 KiB of transfer.
-    AUTO_DIRECT_GAP = 1 << 15
     # A direct read of no more costs less by way of a buffer of blocks than as a batch.
     MAX_BOUNCED_BYTES = 1 << 16
     DEFAULT_DIRECT_ALIGNMENT = 4096     # where the kernel does not say (before Linux 6.1)
@@ -68,6 +66,7 @@ cdef class FileCore(BulkDesk):
             prepare_direct(self)
         self.is_plain = self.asks_cache = not direct and coalescer.io.name != "hosted"
         self.reads_blocks = direct and coalescer.io.name != "hosted"
+        self.costs = coalescer.costs_of(fd, direct)
         self.owns_descriptor = owns_descriptor      # from here on ours to close
         coalescer.files.add(self)
 
@@ -155,7 +154,9 @@ cdef class FileCore(BulkDesk):
         batch.order = self.coalescer.parsed_order
         batch.rule = self.coalescer.rule
         if batch.rule.gap < 0:
-            batch.rule.gap = AUTO_DIRECT_GAP if self.direct else 0
+            batch.rule.gap = 0
+            batch.costs = self.costs
+            batch.asks_cache = self.is_plain
         batch.max_waste = self.coalescer.max_waste
         batch.target = self.target
         if self.coalescer.io.name == "hosted":
