@@ -197,7 +197,7 @@ class Recording:
         ios = self.ios[self.ios["batch"] == row["batch"]]
         carried = bool(row["extent_length"])
         plain = KINDS[row["kind"]], SOURCES[row["source"]], STATES[row["state"]]
-        submitted, dispatched, started, ended = phases(self.requests[index : index + 1])[0].tolist()
+        submitted, dispatched, started, ended = phases(self.requests[[index]])[0].tolist()
         return Explanation(
             kind=plain[0],
             offset=int(row["offset"]),
@@ -263,6 +263,13 @@ def phases(requests: NDArray[Any]) -> NDArray[np.int64]:
         moment = np.where(moment == 0, times[:, 3], moment)
         times[:, i] = np.minimum(np.maximum(moment, times[:, i - 1]), times[:, 3])
     return times
+
+
+def file_name(recording: Recording, index: int) -> str:
+    """The name of file `index` as it can be shown: what is no text is escaped."""
+    if index < 0:
+        return "unknown file"
+    return recording.files[index].encode("utf-8", "backslashreplace").decode()
 
 
 def _share(row: Any, mates: NDArray[Any], ios: NDArray[Any]) -> float:
