@@ -44,7 +44,7 @@ from ._sort cimport ORDER_ELEVATOR, ORDER_FIFO, Order, load_requests, sort_by_in
 from ._system cimport (
     iolift_allocate, iolift_now_ns, iolift_pause_ns, iolift_read_cached, iovec,
 )
-from ._trace cimport add_trace, export_trace
+from ._trace cimport Event, add_event, export_trace
 from ._waste cimport affordable_gap
 from .errors import ForkedError
 
@@ -115,7 +115,7 @@ cdef class Batch:
         # the kernel's or ours, only costs.
         self.lane = self.backend.acquire(self.slot_count == 1 or (
             self.kind == WRITE and self.target.alignment == 1))
-        self.tracing = self.trace is not None
+        self.tracing = self.trace is not None or self.recorder is not None
         return True
 
     cdef void execute(self) noexcept nogil:
@@ -155,8 +155,10 @@ cdef int raise_what_went_wrong(Batch self) except -1:
     except BaseException as error:
         pending = error
     self.backend.release(lane)
-    if self.tracing:
+    if self.trace is not None:
         self.trace.append(export_trace(&self.log))
+    if self.recorder is not None:
+        self.recorder.add_ios(self.file_number, self.number, &self.log)
     if self.is_one and self.own_error:
         note_error(&self.outcome, 0, self.own_error)
     if self.interrupt is not None:
@@ -398,6 +400,7 @@ cdef Slot* take_slot(Batch self) noexcept nogil:
     if self.kind == WRITE:
         prepare_write(self.pieces, &self.rows, &self.cursor_layout, &slot.chunk)
     self.bytes_out += slot.chunk.end - slot.chunk.begin
+    self.chunks_out += 1
     slot.moved = 0
     slot.refusals = 0
     slot.operation.kind = self.kind
@@ -405,9 +408,7 @@ cdef Slot* take_slot(Batch self) noexcept nogil:
     slot.operation.offset = slot.chunk.begin
     slot.operation.segments = slot.chunk.segments
     slot.operation.segment_count = slot.chunk.segment_count
-    if self.tracing and add_trace(&self.log, self.kind, slot.chunk.begin,
-                                  slot.chunk.end - slot.chunk.begin) < 0:
-        self.out_of_memory = 1
+    slot.event = begin_event(self, slot) if self.tracing else -1
     return slot
 
 
@@ -500,6 +501,7 @@ cdef inline void give_again(Batch self, Slot* slot) noexcept nogil:
 
 cdef inline void give_back(Batch self, Slot* slot) noexcept nogil:
     self.bytes_out -= slot.chunk.end - slot.chunk.begin
+    self.chunks_out -= 1
     slot.next = self.free_slots
     self.free_slots = slot
 
@@ -535,7 +537,32 @@ cdef void complete(Batch self, Slot* slot) noexcept nogil:
         note_failure(self, &slot.chunk, here, <int>-result)
     elif here < slot.chunk.end:
         note_end_of_file(&self.outcome, self.pieces, &self.rows, &slot.chunk, here)
+    if slot.event >= 0:
+        end_event(self, slot, result if result < 0 else slot.moved)
     give_back(self, slot)
+
+
+cdef Py_ssize_t begin_event(Batch self, const Slot* slot) noexcept nogil:
+    cdef Py_ssize_t place
+    cdef Event event = Event(slot.chunk.begin, slot.chunk.end - slot.chunk.begin, 0, 0,
+                             iolift_now_ns(), 0, self.kind, self.chunks_out)
+    place = add_event(&self.log, &event)
+    if place < 0:
+        self.out_of_memory = 1
+    return place
+
+
+cdef void end_event(Batch self, const Slot* slot, int64_t result) noexcept nogil:
+    cdef Event* event = &self.log.items[slot.event]
+    cdef int64_t covered = slot.chunk.begin
+    cdef uint32_t i
+    event.done_ns = iolift_now_ns()
+    event.result = result
+    # Requests come by offset here, whatever the order: what they share counts once.
+    for i in range(slot.chunk.lo, slot.chunk.hi):
+        event.asked += max(<int64_t>0, min(self.pieces[i].end, slot.chunk.end)
+                           - max(self.pieces[i].offset, covered))
+        covered = max(covered, min(self.pieces[i].end, slot.chunk.end))
 
 
 cdef inline bint ends_inside_block(Batch self, int64_t position) noexcept nogil:

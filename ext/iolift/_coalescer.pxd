@@ -15,6 +15,7 @@ cdef class Coalescer:
     cdef Rule rule
     cdef uint32_t generation        # of forks, when it was made
     cdef bint is_closed
+    cdef bint is_attached           # what it records is saved at exit
     cdef object files               # weakref.WeakSet of FileCore
     cdef Scheduler scheduler
     cdef double max_waste

@@ -24,6 +24,7 @@ from ._costs cimport Costs
 from ._hosted cimport HostedBackend
 from ._plan cimport Rule
 from ._posix cimport PosixBackend
+from ._recorder cimport Recorder
 from ._scheduler cimport Scheduler
 from ._sort cimport parse_order
 from ._uring cimport UringBackend
@@ -33,6 +34,7 @@ from .errors import ForkedError
 cdef enum:
     MAX_DEPTH = 4096
     AUTO_DEPTH = 128            # no device seen so far gains from more
+    AUTO_TRACE = 1 << 16
     MAX_REQUESTS = 1 << 30
 
 # Those that are open, for the end of the interpreter.
@@ -51,6 +53,26 @@ cdef Py_ssize_t parse_depth(object value) except -1:
     if isinstance(value, str) and value == "auto":
         return AUTO_DEPTH
     return parse_int(value, "depth", 1, MAX_DEPTH)
+
+
+cdef Recorder make_recorder(Coalescer coalescer, object trace):
+    if trace is None and os.environ.get("IOLIFT_RECORD"):
+        from . import recording
+        coalescer.is_attached = True
+        recording.attach(coalescer)
+        return Recorder(recording.capacity())
+    if trace is None or trace is False:
+        return None
+    return Recorder(AUTO_TRACE if trace is True else parse_int(trace, "trace", 1, MAX_REQUESTS))
+
+
+cdef int keep_recording(Coalescer self) except -1:
+    # For `iolift record`, which gets it when the process ends.
+    if self.is_attached:
+        self.is_attached = False
+        from .recording import keep
+        keep(self)
+    return 0
 
 
 cdef object parse_rate(object value, str name):
@@ -96,6 +118,8 @@ cdef class Coalescer:
     on an event loop in state "parked".
     max_iops, max_bytes_per_s: I/Os and bytes a second, at most, on average over more than a tenth
     of a second; None: no limit. For users that must leave room for others.
+    trace: record what happens: the last so many requests and I/Os (True: 65536 of each, 88 and 72
+    bytes), for `recording()`; None: only where the command `iolift record` runs the program.
     clock: for tests: a function that returns nanoseconds. No timer runs then; tick() looks at it.
 
     Raises ValueError or TypeError for a bad option, OSError where backend="uring" is refused.
@@ -105,7 +129,7 @@ cdef class Coalescer:
     def __cinit__(self, *, backend="auto", order="elevator", gap="auto", max_io=1 << 20,
                   max_waste=0.25, depth="auto", read_window_us=100, write_window_ms=10,
                   max_held_bytes=1 << 26, max_held_requests=1 << 17, max_iops=None,
-                  max_bytes_per_s=None, clock=None, **unknown):
+                  max_bytes_per_s=None, trace=None, clock=None, **unknown):
         if unknown:
             raise TypeError(f"{sorted(unknown)} are no options of a Coalescer: "
                             f"help(iolift.Coalescer) names them")
@@ -128,11 +152,13 @@ cdef class Coalescer:
             clock=clock)
         self.io = choose_backend(backend, parse_depth(depth))
         self.scheduler = Scheduler(self.io, **options)
+        self.scheduler.recorder = make_recorder(self, trace)
         self.costs = {}
         self.files = weakref.WeakSet()
         LIVE.add(self)
 
     def __del__(self):
+        keep_recording(self)
         if self.scheduler is not None:
             self.scheduler.drivers.stop()
         if self.io is not None:
@@ -210,6 +236,14 @@ cdef class Coalescer:
         """Counters since it was made, and what is held now: an iolift.Stats."""
         return Stats(**self.scheduler.stats())
 
+    def recording(self):
+        """What was recorded so far: an iolift.recording.Recording. Needs the option `trace`."""
+        if self.scheduler.recorder is None:
+            raise ValueError("nothing is recorded: Coalescer(trace=True) does")
+        from .recording import IO, REQUEST, Recording
+        return Recording(*self.scheduler.recorder.rows(REQUEST, IO), self.io.name, os.getpid(),
+                         self.scheduler.recorder.began_ns, self.scheduler.recorder.began_at)
+
     def tick(self):
         """Dispatch what is due by the clock, as a timer does where no `clock` was given."""
         self.enter()
@@ -232,6 +266,7 @@ cdef class Coalescer:
             except OSError as error:
                 failure = failure or error
         self.is_closed = True
+        keep_recording(self)
         self.scheduler.drivers.stop()
         self.io.close()
         if failure is not None:

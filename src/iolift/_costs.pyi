@@ -1,3 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Costs:
     def gap(self, requests: int) -> int: ...
     def learn(self, requests: int, ios: int, size: int, ns: int) -> int: ...
