@@ -2,7 +2,8 @@
 
 `seek_disk.py` says how the disk is made and what its time is. Here its sides are rows of the table:
 once with a drive that serves in order of arrival, once with one that has a queue of its own (NCQ),
-whose time is really slept. No figure depends on this machine, those with NCQ a little.
+whose time is really slept. What is counted does not depend on this machine; what is slept has the
+host's part in it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ class Seek:
         offsets = scattered(READS)
         names = {name for ask in self.asks for name in (ask.us, ask.peer)}
         sides = [side for side in SIDES if side.name in names]
-        outcomes = [measure(side, offsets, self.speed, self.ncq) for side in sides]
+        # Who asks for one at a time leaves a drive nothing to choose: counted, which favours it.
+        outcomes = [
+            measure(side, offsets, None, 1)
+            if side.name == PEER
+            else measure(side, offsets, self.speed, self.ncq)
+            for side in sides
+        ]
         return {outcome.side.name: outcome.seconds / READS for outcome in outcomes}
 
     def rows(self, _work: Work, _rounds: int) -> list[Row]:

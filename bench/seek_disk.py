@@ -191,7 +191,8 @@ def mounted(speed: float | None = None, ncq: int = 1) -> Iterator[Mounted]:
         if speed is not None:
             command += ["--real", "--speed", str(speed)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        server = subprocess.Popen(command, text=True, **pipes)
+        # A session of its own: Ctrl-C stops the client, which then lets go of the disk.
+        server = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
         try:
             if server.stdout.readline() != "mounted\n":
                 raise UnavailableError(f"FUSE is not available: {server.communicate()[1].strip()}")
