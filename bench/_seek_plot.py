@@ -54,7 +54,12 @@ def draw(outcomes: list[Outcome], title: str, path: Path) -> None:
         handlelength=1.0,
         columnspacing=1.2,
     )
-    figure.savefig(path, format=os.path.splitext(path)[1][1:].lower() or "png")
+    figure.savefig(path, format=os.path.splitext(path)[1][1:].lower())
+
+
+def formats() -> set[str]:
+    """The endings that `draw` knows."""
+    return set(FigureCanvasAgg.get_supported_filetypes())
 
 
 def _way(axes: Any, outcome: Outcome, peer: float) -> None:

@@ -29,6 +29,7 @@ import ctypes.util
 import errno
 import importlib.util
 import json
+import math
 import os
 import shutil
 import stat
@@ -60,6 +61,14 @@ MOST_READS = _drive.SIZE >> 20
 # ------------------------------------------------------------------------------------- the server
 
 
+@dataclass(eq=False)
+class Request:
+    """Somebody waits for the arm; no two are equal, whatever they ask for."""
+
+    offset: int
+    arrived_ms: float
+
+
 class Disk:
     """The file system: /disk, read by one arm. Each thread that is in `read` waits for its turn."""
 
@@ -70,8 +79,8 @@ class Disk:
         self.arm = _drive.Arm()
         self.served: list[_drive.Service] = []
         self.turn = threading.Condition()
-        self.waiting: list[tuple[int, float]] = []  # offset, arrival in ms, in order of arrival
-        self.next: tuple[int, float] | None = None
+        self.waiting: list[Request] = []  # in order of arrival
+        self.next: Request | None = None
         self.busy = False
         self.began = 0.0
 
@@ -103,7 +112,7 @@ class Disk:
 
     def take_turn(self, offset: int, size: int) -> None:
         """One request's way: into the queue, chosen, served, and the next one chosen."""
-        mine = (offset, self.real_ms())
+        mine = Request(offset, self.real_ms())
         with self.turn:
             self.waiting.append(mine)
             if not self.busy and self.next is None:
@@ -112,7 +121,7 @@ class Disk:
                 self.turn.wait()
             self.waiting.remove(mine)
             self.busy = True
-        self.arm.now_ms = max(self.arm.now_ms, mine[1])
+        self.arm.now_ms = max(self.arm.now_ms, mine.arrived_ms)
         service = self.arm.serve(offset, size)
         self.served.append(service)
         if self.speed is not None:
@@ -121,11 +130,11 @@ class Disk:
             self.busy, self.next = False, self.choose()
             self.turn.notify_all()
 
-    def choose(self) -> tuple[int, float] | None:
+    def choose(self) -> Request | None:
         """What the drive does next: of those that wait, the one it reaches first."""
         if not self.waiting:
             return None
-        return self.waiting[self.arm.nearest([offset for offset, _ in self.waiting])]
+        return self.waiting[self.arm.nearest([request.offset for request in self.waiting])]
 
     def real_ms(self) -> float:
         """The model's time by the real clock; 0 where only the arm's work counts."""
@@ -195,7 +204,8 @@ def mounted(speed: float | None = None, ncq: int = 1) -> Iterator[Mounted]:
         server = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
         try:
             if server.stdout.readline() != "mounted\n":
-                raise UnavailableError(f"FUSE is not available: {server.communicate()[1].strip()}")
+                why = server.communicate()[1].strip().partition("\n")[0]
+                raise UnavailableError(f"FUSE is not available: {why}")
             disk = Mounted(os.path.join(place, "disk"), [])
             yield disk
             output, errors = server.communicate()
@@ -352,20 +362,29 @@ def main() -> None:
     parser.add_argument("--reads", type=int, default=1000, help="blocks of 4 KiB (default 1000)")
     parser.add_argument("--plot", metavar="PATH", help="a picture, offset over the model's time")
     parser.add_argument("--real", action="store_true", help="sleep as long as the disk would take")
-    parser.add_argument("--speed", type=float, default=1, help="of the disk's clock, with --real")
+    parser.add_argument("--speed", type=float, help="of the disk's clock, with --real (default 1)")
     parser.add_argument("--ncq", type=int, default=1, metavar="N", help="the drive's own queue")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.reads < 1 or options.ncq < 1 or not options.speed > 0:
+    if options.speed is not None and not options.real:
+        parser.error("--speed needs --real: otherwise nothing is slept")
+    speed = (1.0 if options.speed is None else options.speed) if options.real else None
+    if options.reads < 1 or options.ncq < 1 or not (speed is None or 0 < speed < math.inf):
         parser.error("--reads, --ncq and --speed must be positive")
     if options.reads > MOST_READS:
         parser.error(f"--reads: no more than {MOST_READS} are scattered, one to a MiB")
     if options.ncq > 1 and not options.real:
         parser.error("--ncq needs --real: a queue fills while the arm moves")
-    speed = options.speed if options.real else None
     if options.serve:
         serve(options.serve, speed, options.ncq)
         return
+    if options.plot:
+        try:
+            from _seek_plot import draw, formats
+        except ModuleNotFoundError as why:
+            parser.error(f"--plot: {why} (pip install 'iolift[plot]')")
+        if Path(options.plot).suffix[1:].lower() not in formats():
+            parser.error(f"--plot {options.plot}: its ending must be one of {sorted(formats())}")
     try:
         require_fuse()
         offsets = scattered(options.reads)
@@ -381,8 +400,6 @@ def main() -> None:
         raise SystemExit("\nbench: stopped") from None
     print(markdown(outcomes))
     if options.plot:
-        from _seek_plot import draw
-
         drive = f"NCQ {options.ncq}" if options.ncq > 1 else "served in order of arrival"
         title = f"{options.reads} scattered 4 KiB reads of a modelled 7200 rpm disk, {drive}"
         draw([outcome for outcome in outcomes if outcome.side.drawn], title, Path(options.plot))

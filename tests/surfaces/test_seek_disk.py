@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,55 @@ def test_scattered_blocks_are_too_far_apart_to_merge() -> None:
     assert not (offsets % BLOCK).any()
 
 
+# ------------------------------------------------------------------------------ the drive's queue
+
+
+class Counted(list[seek_disk.Request]):
+    """A queue that says when somebody has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrived = threading.Semaphore(0)
+
+    def append(self, request: seek_disk.Request) -> None:
+        super().append(request)
+        self.arrived.release()
+
+
+def crowd(disk: seek_disk.Disk, offsets: list[int]) -> None:
+    """A thread for each of `offsets`, all there before the first is served."""
+    disk.waiting = queue = Counted()
+    disk.busy = True
+    callers = [
+        threading.Thread(target=disk.take_turn, args=(offset, BLOCK), daemon=True)
+        for offset in offsets
+    ]
+    for caller in callers:
+        caller.start()
+    for _ in callers:
+        queue.arrived.acquire()
+    with disk.turn:
+        disk.busy, disk.next = False, disk.choose()
+        disk.turn.notify_all()
+    for caller in callers:
+        caller.join(timeout=30)
+    assert not any(caller.is_alive() for caller in callers)
+
+
+def test_of_those_that_wait_the_first_reached_is_next() -> None:
+    offsets = seek_disk.scattered(20)
+    disk = seek_disk.Disk(None)
+    crowd(disk, offsets)
+    ideal = _drive.shortest_positioning_first(offsets, BLOCK)
+    assert [service.offset for service in disk.served] == [service.offset for service in ideal]
+
+
+def test_equal_requests_are_all_served() -> None:
+    disk = seek_disk.Disk(None)
+    crowd(disk, [BLOCK] * 8)
+    assert [service.offset for service in disk.served] == [BLOCK] * 8
+
+
 # --------------------------------------------------------------------------- through the kernel
 
 
@@ -185,7 +235,9 @@ def test_without_fuse_the_reason_is_said(monkeypatch: Any) -> None:
     ("options", "why"),
     [
         (["--reads", "0"], "must be positive"),
-        (["--speed", "nan"], "must be positive"),
+        (["--real", "--speed", "nan"], "must be positive"),
+        (["--real", "--speed", "inf"], "must be positive"),
+        (["--speed", "2"], "--speed needs --real"),
         (["--ncq", "4"], "--ncq needs --real"),
         (["--reads", "500000"], "--reads"),
     ],
