@@ -1,9 +1,8 @@
 """What is elevator order worth where there is an arm? Reads of a modelled disk, through FUSE.
 
 `seek_disk.py` says how the disk is made and what its time is. Here its sides are rows of the table:
-once with a drive that serves in order of arrival, once with one that has a queue of its own (NCQ),
-whose time is really slept. What is counted does not depend on this machine; what is slept has the
-host's part in it.
+once with a drive that serves in order of arrival, once with one that has a queue of its own (NCQ).
+The model's time is counted: no figure depends on this machine, but for the order of threads.
 """
 
 from __future__ import annotations
@@ -29,22 +28,14 @@ class Seek:
     key: str
     what: str
     asks: tuple[Ask, ...]
-    speed: float | None = None
     ncq: int = 1
-    slow: bool = False
 
     def times(self) -> dict[str, float]:
         """The model's seconds per read, by side."""
         offsets = scattered(READS)
         names = {name for ask in self.asks for name in (ask.us, ask.peer)}
         sides = [side for side in SIDES if side.name in names]
-        # Who asks for one at a time leaves a drive nothing to choose: counted, which favours it.
-        outcomes = [
-            measure(side, offsets, None, 1)
-            if side.name == PEER
-            else measure(side, offsets, self.speed, self.ncq)
-            for side in sides
-        ]
+        outcomes = [measure(side, offsets, None, self.ncq) for side in sides]
         return {outcome.side.name: outcome.seconds / READS for outcome in outcomes}
 
     def rows(self, _work: Work, _rounds: int) -> list[Row]:
@@ -64,7 +55,7 @@ ASKS = (
 )
 QUESTIONS = [
     Seek("seek_arrival", WHAT, ASKS),
-    Seek("seek_ncq", f"{WHAT} with NCQ 32", ASKS, speed=1, ncq=32, slow=True),
+    Seek("seek_ncq", f"{WHAT} with NCQ 32", ASKS, ncq=32),
 ]
 
 

@@ -13,9 +13,9 @@ this machine.
    thread takes them. A drive's own queue (NCQ) is left off, so that what is shown is the caller's
    order and not the drive's. `--ncq 32` turns it on: 32 threads take requests, and of those that
    they hold the one that the heads reach first is next, which no caller can know.
-4. Time is counted, not slept: the host's part of a read is nothing. `--real` sleeps (`--speed 4`:
-   a quarter of it) and lets the platter turn while the host thinks. --ncq needs it: a queue fills
-   while the arm moves.
+4. Time is counted, not slept: the host's part of a read is nothing, and a queue is full as soon as
+   the callers have asked for enough. `--real` sleeps (`--speed 4`: a quarter of it) and lets the
+   platter turn while the host thinks, which a busy machine does for long.
 
 Needs Linux, /dev/fuse and the right to mount (root, or fusermount), mfusepy (PyPI), libfuse.
 """
@@ -39,7 +39,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 BLOCK = 4096
 THREADS = 32
 SEED = 7200
+GRACE_S = 0.005  # real: as long may a queue that is not full be about to grow
 MOST_READS = _drive.SIZE >> 20
 
 # ------------------------------------------------------------------------------------- the server
@@ -66,28 +67,30 @@ class Request:
     """Somebody waits for the arm; no two are equal, whatever they ask for."""
 
     offset: int
+    length: int
     arrived_ms: float
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class Disk:
-    """The file system: /disk, read by one arm. Each thread that is in `read` waits for its turn."""
+    """The file system: /disk. Whoever is in `read` waits for `move_arm`, the arm's thread."""
 
     use_ns = True
 
-    def __init__(self, speed: float | None) -> None:
+    def __init__(self, speed: float | None, ncq: int) -> None:
         self.speed = speed  # of the model's clock over the real one; None: time is only counted
+        self.ncq = ncq
         self.arm = _drive.Arm()
         self.served: list[_drive.Service] = []
-        self.turn = threading.Condition()
-        self.waiting: list[Request] = []  # in order of arrival
-        self.next: Request | None = None
-        self.busy = False
+        self.waiting: list[Request] = []
+        self.change = threading.Condition()  # of waiting
         self.began = 0.0
 
     def init_with_config(self, connection: Any, _config: Any) -> None:
         """Mounted: from here on the client may come, with more than the 12 asynchronous reads."""
         connection.max_background = 128
         self.began = time.perf_counter()
+        threading.Thread(target=self.move_arm, daemon=True).start()
         print("mounted", flush=True)
 
     def getattr(self, path: str, _handle: int | None = None) -> dict[str, int]:
@@ -104,37 +107,36 @@ class Disk:
         return 0
 
     def read(self, _path: str, size: int, offset: int, _info: Any) -> bytes:
-        """Waits for the arm, moves it, and sleeps as long as that takes if time is real."""
+        """Returns when the arm has been there."""
         size = max(min(size, _drive.SIZE - offset), 0)
         if size:
-            self.take_turn(offset, size)
+            request = Request(offset, size, self.real_ms())
+            with self.change:
+                self.waiting.append(request)
+                self.change.notify()
+            request.done.wait()
         return _drive.content(offset, size)
 
-    def take_turn(self, offset: int, size: int) -> None:
-        """One request's way: into the queue, chosen, served, and the next one chosen."""
-        mine = Request(offset, self.real_ms())
-        with self.turn:
-            self.waiting.append(mine)
-            if not self.busy and self.next is None:
-                self.next = mine
-            while self.busy or self.next is not mine:
-                self.turn.wait()
-            self.waiting.remove(mine)
-            self.busy = True
-        self.arm.now_ms = max(self.arm.now_ms, mine.arrived_ms)
-        service = self.arm.serve(offset, size)
-        self.served.append(service)
-        if self.speed is not None:
-            time.sleep(max(service.ended_ms - self.real_ms(), 0) / 1e3 / self.speed)
-        with self.turn:
-            self.busy, self.next = False, self.choose()
-            self.turn.notify_all()
+    def move_arm(self) -> None:
+        """Serves one request after the other; sleeps as long as that takes if time is real."""
+        while True:
+            request = self.take()
+            self.arm.now_ms = max(self.arm.now_ms, request.arrived_ms)
+            service = self.arm.serve(request.offset, request.length)
+            self.served.append(service)
+            if self.speed is not None:
+                time.sleep(max(service.ended_ms - self.real_ms(), 0) / 1e3 / self.speed)
+            request.done.set()
 
-    def choose(self) -> Request | None:
-        """What the drive does next: of those that wait, the one it reaches first."""
-        if not self.waiting:
-            return None
-        return self.waiting[self.arm.nearest([request.offset for request in self.waiting])]
+    def take(self) -> Request:
+        """Waits for a request; of those that are there, the one that the arm reaches first."""
+        with self.change:
+            self.change.wait_for(lambda: self.waiting)
+            if self.speed is None:
+                # No time passes while the host brings more of what it has.
+                self.change.wait_for(lambda: len(self.waiting) >= self.ncq, GRACE_S)
+            offsets = [request.offset for request in self.waiting]
+            return self.waiting.pop(self.arm.nearest(offsets))
 
     def real_ms(self) -> float:
         """The model's time by the real clock; 0 where only the arm's work counts."""
@@ -151,7 +153,7 @@ def serve(mountpoint: str, speed: float | None, ncq: int) -> None:
         subprocess.run([*unmounter(), mountpoint], check=True)
 
     threading.Thread(target=unmount_at_end, daemon=True).start()
-    disk = Disk(speed)
+    disk = Disk(speed, ncq)
     queue = {"nothreads": True} if ncq == 1 else {"max_threads": ncq}
     mfusepy.FUSE(disk, mountpoint, raw_fi=True, foreground=True, fsname="seek_disk", **queue)
     print(json.dumps([asdict(service) for service in disk.served]), flush=True)
@@ -272,6 +274,7 @@ class Side:
     run: Callable[[str, list[int]], list[bytes]] | None
     drawn: bool = True
     real_only: bool = False  # what it knows at a time depends on how long a read takes
+    alone: bool = False  # asks for one at a time: a drive's queue has nothing to choose
 
 
 PEER = "one by one (os.pread)"
@@ -279,7 +282,7 @@ POOL = f"{THREADS} threads (os.pread)"
 ELEVATOR = "iolift, elevator"
 IDEAL = "ideal: SPTF, all known"
 SIDES = (
-    Side(PEER, one_by_one),
+    Side(PEER, one_by_one, alone=True),
     Side(POOL, threads),
     Side("iolift, fifo", partial(ranges, order="fifo")),
     Side(ELEVATOR, ranges),
@@ -325,7 +328,7 @@ def measure(side: Side, offsets: list[int], speed: float | None, ncq: int) -> Ou
     """One side on a disk of its own, its blocks and the disk's log checked."""
     if side.run is None:
         return Outcome(side, _drive.shortest_positioning_first(offsets, BLOCK))
-    with mounted(speed, ncq) as disk:
+    with mounted(speed, 1 if side.alone else ncq) as disk:
         blocks = side.run(disk.path, offsets)
     for block, offset in zip(blocks, offsets, strict=True):
         if block != _drive.content(offset, BLOCK):
@@ -373,8 +376,6 @@ def main() -> None:
         parser.error("--reads, --ncq and --speed must be positive")
     if options.reads > MOST_READS:
         parser.error(f"--reads: no more than {MOST_READS} are scattered, one to a MiB")
-    if options.ncq > 1 and not options.real:
-        parser.error("--ncq needs --real: a queue fills while the arm moves")
     if options.serve:
         serve(options.serve, speed, options.ncq)
         return

@@ -115,50 +115,24 @@ def test_scattered_blocks_are_too_far_apart_to_merge() -> None:
 # ------------------------------------------------------------------------------ the drive's queue
 
 
-class Counted(list[seek_disk.Request]):
-    """A queue that says when somebody has come."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arrived = threading.Semaphore(0)
-
-    def append(self, request: seek_disk.Request) -> None:
-        super().append(request)
-        self.arrived.release()
-
-
-def crowd(disk: seek_disk.Disk, offsets: list[int]) -> None:
-    """A thread for each of `offsets`, all there before the first is served."""
-    disk.waiting = queue = Counted()
-    disk.busy = True
-    callers = [
-        threading.Thread(target=disk.take_turn, args=(offset, BLOCK), daemon=True)
-        for offset in offsets
-    ]
-    for caller in callers:
-        caller.start()
-    for _ in callers:
-        queue.arrived.acquire()
-    with disk.turn:
-        disk.busy, disk.next = False, disk.choose()
-        disk.turn.notify_all()
-    for caller in callers:
-        caller.join(timeout=30)
-    assert not any(caller.is_alive() for caller in callers)
+def served(ncq: int, offsets: list[int]) -> list[int]:
+    """The order in which a drive serves them that has all of them in its queue."""
+    disk = seek_disk.Disk(None, ncq)
+    requests = [seek_disk.Request(offset, BLOCK, 0.0) for offset in offsets]
+    disk.waiting += requests
+    threading.Thread(target=disk.move_arm, daemon=True).start()
+    assert all(request.done.wait(timeout=30) for request in requests)
+    return [service.offset for service in disk.served]
 
 
 def test_of_those_that_wait_the_first_reached_is_next() -> None:
     offsets = seek_disk.scattered(20)
-    disk = seek_disk.Disk(None)
-    crowd(disk, offsets)
     ideal = _drive.shortest_positioning_first(offsets, BLOCK)
-    assert [service.offset for service in disk.served] == [service.offset for service in ideal]
+    assert served(20, offsets) == [service.offset for service in ideal]
 
 
 def test_equal_requests_are_all_served() -> None:
-    disk = seek_disk.Disk(None)
-    crowd(disk, [BLOCK] * 8)
-    assert [service.offset for service in disk.served] == [BLOCK] * 8
+    assert served(8, [BLOCK] * 8) == [BLOCK] * 8
 
 
 # --------------------------------------------------------------------------- through the kernel
@@ -192,9 +166,10 @@ def test_tickets_are_in_elevator_order_but_for_the_first_that_is_never_held() ->
     assert held in (sorted(held), sorted(ahead) + sorted(behind))
 
 
-def test_a_drive_with_a_queue_serves_each_once() -> None:
-    served = measured(seek_disk.POOL, 50, speed=20, ncq=8)
-    assert sorted(served) == sorted(seek_disk.scattered(50))
+@pytest.mark.parametrize("speed", [None, 20.0])
+def test_a_drive_with_a_queue_serves_each_once_in_an_order_of_its_own(speed: float | None) -> None:
+    seen = measured(seek_disk.ELEVATOR, 50, speed, ncq=8)
+    assert sorted(seen) == sorted(seek_disk.scattered(50)) != seen
 
 
 def test_nothing_is_cached_read_ahead_or_rounded() -> None:
@@ -238,7 +213,7 @@ def test_without_fuse_the_reason_is_said(monkeypatch: Any) -> None:
         (["--real", "--speed", "nan"], "must be positive"),
         (["--real", "--speed", "inf"], "must be positive"),
         (["--speed", "2"], "--speed needs --real"),
-        (["--ncq", "4"], "--ncq needs --real"),
+        (["--ncq", "0"], "must be positive"),
         (["--reads", "500000"], "--reads"),
     ],
 )
