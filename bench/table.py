@@ -30,8 +30,9 @@ MODULES = (
     *("window_submit", "window_idle", "window_growth"),
     *("journal_burst", "journal_alone", "journal_threads", "journal_cost"),
     "recording",
+    "seek_disk",
 )
-PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict")
+PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict", "mfusepy")
 
 
 def cpu() -> str:
