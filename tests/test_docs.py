@@ -11,7 +11,8 @@ The pages are README.md and docs/*.md. How a page is written so that it is teste
 3. A block that is not to be run is not fenced as python, but as `py`.
 4. A link that is no URL names a file beside the page, and perhaps a heading in it, by the anchor
    that GitHub makes of it. Every page of docs/ is linked from docs/README.md.
-5. A test is named as `tests/test_window.py::test_flush_ends_it`, and exists.
+5. A test is named as `tests/test_window.py::test_flush_ends_it`, a measurement by its row in README
+   as `[row: one thread, ...](../README.md#measured)`, and exists.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ LINKED = [
 ]
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not here")
+
+HANG_S = 90  # not an expectation: a page that takes this long hangs
 
 FENCE = re.compile(
     r"(?:^<!-- needs: (?P<needs>.*?) -->\n\s*)?^```python\n(?P<code>.*?)^```$", re.M | re.S
@@ -74,7 +77,7 @@ def is_here(need: str) -> bool:
     if kind == "program":
         return shutil.which(name) is not None
     assert not kind, f"{need!r} is neither a module nor program:NAME"
-    return importlib.util.find_spec(name) is not None
+    return importlib.util.find_spec(name.partition(".")[0]) is not None
 
 
 def blocks_of(text: str) -> list[Block]:
@@ -94,6 +97,7 @@ def run(page: str, blocks: list[Block], directory: Path) -> subprocess.Completed
         capture_output=True,
         text=True,
         check=False,
+        timeout=HANG_S,
     )
 
 
@@ -181,6 +185,22 @@ def guarantees_of_readme() -> str:
     return (
         (REPOSITORY / "README.md").read_text().partition("## Guarantees")[2].partition("\n## ")[0]
     )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_measurements_that_are_named_exist(page: Path) -> None:
+    rows = (REPOSITORY / "README.md").read_text()
+    for name in re.findall(r"\[row: ([^]]*)\]", page.read_text()):
+        assert f"\n| {' '.join(name.split())} |" in rows, name
+
+
+def test_every_module_of_the_core_has_its_place() -> None:
+    table = (DOCS / "architecture.md").read_text().partition("## Which file has what")[2]
+    listed = re.findall(r"`(_\w+)`", table)
+    sources = {path.stem for path in (REPOSITORY / "ext/iolift").glob("_*.p*x*")}
+    sources |= {path.stem for path in (REPOSITORY / "ext/iolift").glob("_*.h")}
+    sources -= {"__init__"}
+    assert sorted(listed) == sorted(sources)
 
 
 # ----------------------------------------------------------------------------------- these tests
