@@ -1,4 +1,4 @@
-"""Goal: what is shipped is whole: source, wheel, stubs, .pxd files, a README that runs.
+"""Goal: what is shipped is whole: source, wheel, stubs, .pxd files, documentation.
 
 The distributions are built in a copy of the repository, offline. The installed modules are the
 builder's starting point: what is up to date is not compiled a second time.
@@ -114,6 +114,7 @@ def test_the_source_distribution_is_whole(source: Path, sdist: set[str]) -> None
         *(source / "tests").glob("*.py"),
         *(source / "src/iolift").glob("*.py*"),
         *(source / "src/iolift/data").glob("*.*"),
+        *(source / "docs").glob("*.md"),
     ]
     wanted = {str(path.relative_to(source)) for path in files}
     wanted |= {"README.md", "LICENSE", "pyproject.toml", "setup.py"}
@@ -203,27 +204,6 @@ def test_import_pulls_in_nothing_but_numpy() -> None:
                        "logging", "subprocess", "socket"} & new))
     """)
     assert said.split() == []
-
-
-# -------------------------------------------------------------------------------------- the README
-
-
-def readme_blocks() -> list[str]:
-    readme = REPOSITORY / "README.md"
-    if not readme.exists():
-        return []
-    return re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S)
-
-
-@pytest.mark.skipif(not readme_blocks(), reason="no python block in README.md")
-def test_the_readme_runs(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    for block in readme_blocks():
-        if ">>>" in block:
-            test = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
-            assert doctest.DocTestRunner().run(test).failed == 0
-        else:
-            exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def test_no_traces_of_this_machine() -> None:
