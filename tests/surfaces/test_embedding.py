@@ -21,7 +21,7 @@ pytest.importorskip("setuptools")
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = Path(iolift.__file__).parent
 BLOCKS = re.findall(
-    r"^```(cython|python)\n(.*?)^```", (REPOSITORY / "docs/embedding.md").read_text(), re.M | re.S
+    r"^```(cython|py)\n(.*?)^```", (REPOSITORY / "docs/embedding.md").read_text(), re.M | re.S
 )
 
 
