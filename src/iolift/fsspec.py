@@ -14,6 +14,7 @@ Who may call: any thread. An open file belongs to the process that opened it, as
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import mmap
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._coalescer import Coalescer
-from .errors import RangeError, ShortReadError
+from .errors import ForkedError, RangeError, ShortReadError
 
 try:
     from fsspec.compression import compr
@@ -198,6 +199,11 @@ class LiftFile(LocalFileOpener):  # type: ignore[misc]
         """Return when all that was written so far is in the file."""
         self.f.flush()
         self.raw.flush()
+
+    def close(self) -> None:
+        """Write what is buffered, and close. In a forked child it only closes."""
+        with contextlib.suppress(ForkedError):
+            self.f.close()
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
