@@ -31,6 +31,7 @@ MODULES = (
     *("journal_burst", "journal_alone", "journal_threads", "journal_cost"),
     "recording",
     "seek_disk",
+    *("fsspec", "dataset"),
 )
 PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict", "mfusepy")
 
