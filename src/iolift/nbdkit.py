@@ -104,7 +104,10 @@ def config_complete() -> None:
 
 def get_ready() -> None:
     """The last chance for an error that somebody sees."""
-    open_disk(_settings).close()
+    try:
+        open_disk(_settings).close()
+    except (OSError, TypeError, ValueError) as error:
+        raise error from None
     del sys.tracebacklimit
 
 
