@@ -29,6 +29,7 @@ MODULES = (
     *("window_small_writes", "window_sync_threads", "window_sync_tasks", "window_lone_reader"),
     *("window_submit", "window_idle", "window_growth"),
     *("journal_burst", "journal_alone", "journal_threads", "journal_cost"),
+    "nbd",
 )
 PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict")
 

@@ -26,7 +26,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ._file import File
-from .errors import PoisonedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -143,6 +142,9 @@ class Disk:
         except BaseException:
             self.file.close()
             raise
+        # Batches of direct writes gain. A batch into the page cache stands still where one of its
+        # pages is on its way to the device, and all that come after it with it.
+        self._gathers = self.file.direct
         # The count that was read, which only the plugin's own check looks at: a call less.
         self.read_into = core.pread_into
 
@@ -178,7 +180,13 @@ class Disk:
 
     def write(self, data: Any, offset: int, fua: bool) -> None:
         """Write all of data, a buffer; it is in the file, with fua on the device."""
-        self.file.pwrite(data, offset)
+        if self._gathers:
+            written = self.file.pwrite(data, offset)
+        else:
+            written = self.file.pwritev((data,), offset)
+        if written != len(data):
+            text = f"only {written} of {len(data)} bytes were written at offset {offset}"
+            raise OSError(errno.EIO, text, self.file.name)
         if fua:
             self.file.sync()
 
@@ -257,8 +265,11 @@ class JournalledDisk(Disk):
         journal = self.file._journal
         assert journal is not None
         self._max_write = min(MAX_JOURNALLED_BYTES, journal.max_request)
-        self._flushing = threading.Lock()
-        self._failures: list[OSError] = []
+        # Rounds of flushes: so many have begun, and ended; at most one is under way.
+        self._rounds = threading.Condition()
+        self._begun = self._ended = 0
+        self._failures = 0
+        self._failure = OSError()
 
     @property
     def can_trim(self) -> bool:
@@ -285,18 +296,29 @@ class JournalledDisk(Disk):
 
     def flush(self, connection: Connection) -> None:
         """Return when all that was answered before is received by the journal."""
-        # One at a time: whoever comes next finds the failure that this one is told of. Mostly it
-        # also finds that there is nothing left to wait for.
-        with self._flushing:
-            try:
-                self.file.sync()
-            except PoisonedError:
-                raise  # to everybody, for ever
-            except OSError as error:
-                self._failures.append(error)
-            heard, connection.failures_heard = connection.failures_heard, len(self._failures)
-            if heard < len(self._failures):
-                raise self._failures[-1]
+        with self._rounds:
+            mine = self._begun + 1
+            self._rounds.wait_for(lambda: self._ended >= mine or self._ended == self._begun)
+            leads = self._ended < mine
+            self._begun += leads
+        if leads:
+            self._lead()
+        if connection.failures_heard < self._failures:
+            connection.failures_heard = self._failures
+            raise self._failure
+
+    def _lead(self) -> None:
+        # A round: one sync for all who came before it. What it hears of lost writes, which the file
+        # tells only once, is for all of them, and for the next flush of every other connection.
+        try:
+            self.file.sync()
+        except OSError as error:
+            self._failure = error
+            self._failures += 1
+        finally:
+            with self._rounds:
+                self._ended = self._begun
+                self._rounds.notify_all()
 
     def trim(self, count: int, offset: int, fua: bool) -> None:
         """Raises io.UnsupportedOperation."""
