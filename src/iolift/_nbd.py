@@ -35,6 +35,8 @@ EXTENT_HOLE, EXTENT_ZERO = 1, 2
 MAX_JOURNALLED_BYTES = 4 << 20  # of one record: a large request is several, and atomic in none
 PREFERRED_BLOCK = 4096
 NO_LIMIT = 0xFFFFFFFF
+# What fallocate says where it can't; a device also of a range that is not of whole blocks.
+UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -195,7 +197,7 @@ class Disk:
         self.file.sync()
 
     def trim(self, count: int, offset: int, fua: bool) -> None:
-        """Let go of the room of count bytes. Where the file system can't, nothing happens."""
+        """Let go of the room of count bytes. Where that can't be done, nothing happens."""
         self._allocate(FALLOC_PUNCH_HOLE, count, offset)
         if fua:
             self.file.sync()
@@ -203,11 +205,11 @@ class Disk:
     def zero(self, count: int, offset: int, *, may_trim: bool, fua: bool) -> None:
         """Make count bytes zeros, without writing them.
 
-        Raises OSError; EOPNOTSUPP where the file system can't: then zeros are to be written.
+        Raises OSError; EOPNOTSUPP where that can't be: then zeros are to be written.
         """
         done = may_trim and self._allocate(FALLOC_PUNCH_HOLE, count, offset)
         if not done and not self._allocate(FALLOC_ZERO_RANGE, count, offset):
-            text = "no zeros without writing them on this file system"
+            text = "zeros have to be written here"
             raise OSError(errno.EOPNOTSUPP, text, self.file.name)
         if fua:
             self.file.sync()
@@ -237,11 +239,11 @@ class Disk:
             return end
 
     def _allocate(self, mode: int, count: int, offset: int) -> bool:
-        # False where the file system can't.
+        # False where that can't be done.
         self._core.check_poison()
         if _fallocate(self._descriptor, mode | FALLOC_KEEP_SIZE, offset, count):
             number = ctypes.get_errno()
-            if number == errno.EOPNOTSUPP:
+            if number in UNABLE:
                 return False
             raise OSError(number, os.strerror(number), self.file.name)
         self._outlive_reads()

@@ -631,7 +631,7 @@ def test_where_the_file_system_can_not(image: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ctypes.get_errno", lambda: EOPNOTSUPP)
     disk = opened(image)
     disk.trim(4096, 0, False)
-    with pytest.raises(OSError, match="without writing") as refused:
+    with pytest.raises(OSError, match="to be written") as refused:
         disk.zero(4096, 0, may_trim=True, fua=False)
     assert refused.value.errno == EOPNOTSUPP
     monkeypatch.setattr("ctypes.get_errno", lambda: ENOSPC)
@@ -639,6 +639,36 @@ def test_where_the_file_system_can_not(image: Path, monkeypatch: pytest.MonkeyPa
         disk.zero(4096, 0, may_trim=True, fua=False)
     assert full.value.errno == ENOSPC
     disk.close()
+
+
+@needs("losetup")
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_device(direct: bool, image: Path) -> None:
+    """Its size is another one's to say, it has no holes, and whole blocks only are made zeros."""
+    attached = subprocess.run(
+        ["losetup", "-f", "--show", str(image)], capture_output=True, text=True, env=around()
+    )
+    if attached.returncode:
+        pytest.skip(f"no loop devices: {attached.stderr}")
+    device = attached.stdout.strip()
+    try:
+        disk = opened(Path(device), direct=direct)
+        assert disk.size == 64 * MIB
+        assert not disk.can_extents
+        disk.write(b"x" * 100_000, 4096, True)
+        disk.zero(8192, 8192, may_trim=False, fua=True)
+        disk.trim(8192, 32768, True)
+        disk.trim(10, 5000, True)
+        with pytest.raises(OSError, match="to be written"):
+            disk.zero(100, 5000, may_trim=True, fua=False)
+        got = bytearray(40960)
+        disk.read_into(got, 0)
+        assert got[4096:8192] == b"x" * 4096
+        assert got[8192:16384] == bytes(8192)
+        assert got[16384:32768] == b"x" * 16384
+        disk.close()
+    finally:
+        run("losetup", "-d", device)
 
 
 def test_with_a_journal_only_it_changes_the_file(image: Path, tmp_path: Path) -> None:
