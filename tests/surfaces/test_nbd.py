@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 HANG_S = 60  # not an expectation: a program that takes this long hangs
 MIB = 1 << 20
+ROUNDS = 40
 SCRIPT = Path(iolift.__file__).with_name("nbdkit.py")
 
 
@@ -241,6 +242,70 @@ def test_parameters_become_options() -> None:
     assert parse_setting("file", "disk") == os.path.abspath("disk")
 
 
+def test_the_callbacks_without_nbdkit(image: Path) -> None:
+    """What nbdkit would call, in its order, with a stand-in for what it offers the script."""
+    child.run(
+        """
+        import errno, os, sys, types
+        stand_in = types.ModuleType("nbdkit")
+        stand_in.THREAD_MODEL_PARALLEL, stand_in.FUA_NATIVE = 3, 2
+        stand_in.FLAG_MAY_TRIM, stand_in.FLAG_FUA, stand_in.FLAG_REQ_ONE = 1, 2, 4
+        said = []
+        stand_in.set_error = said.append
+        sys.modules["nbdkit"] = stand_in
+        import iolift.nbdkit as plugin
+
+        plugin.dump_plugin()
+        assert plugin.thread_model() == 3
+        try:
+            plugin.config_complete()
+        except ValueError as error:
+            assert "file=PATH" in str(error)
+        plugin.config("file", sys.argv[1])
+        plugin.config_complete()
+        plugin.get_ready()
+        plugin.after_fork()
+        assert os.sched_getscheduler(0) in (os.SCHED_BATCH, os.SCHED_OTHER)
+        h = plugin.open(False)
+        assert plugin.get_size(h) == 64 << 20 and plugin.block_size(h)[1] == 4096
+        assert plugin.can_write(h) and plugin.can_multi_conn(h) and plugin.can_flush(h)
+        assert plugin.can_fua(h) == 2 and plugin.can_fast_zero(h)
+        assert plugin.can_trim(h) and plugin.can_zero(h) and plugin.can_extents(h)
+        plugin.pwrite(h, memoryview(b"12345678"), 4090, 2)
+        buffer = memoryview(bytearray(8))
+        plugin.pread(h, buffer, 4090, 0)
+        assert bytes(buffer) == b"12345678" and said == []
+        plugin.zero(h, 4096, 0, 1 | 2)
+        plugin.trim(h, 4096, 4096, 2)
+        plugin.pread(h, buffer, 4090, 0)
+        assert bytes(buffer) == bytes(8)
+        assert plugin.extents(h, 64 << 20, 0, 4) == [(0, 8192, 3)]
+        assert len(plugin.extents(h, 64 << 20, 0, 0)) == 3
+        plugin.flush(h, 0)
+
+        os.truncate(sys.argv[1], 100)
+        descriptor = plugin._disk.file.fileno()
+        os.close(descriptor)                    # everything is an error from here on
+        for call in (
+            lambda: plugin.pread(h, buffer, 4090, 0), lambda: plugin.pwrite(h, buffer, 0, 0),
+            lambda: plugin.flush(h, 0), lambda: plugin.trim(h, 4096, 0, 0),
+            lambda: plugin.zero(h, 4096, 0, 0), lambda: plugin.extents(h, 4096, 0, 0),
+        ):
+            said.clear()
+            try:
+                call()
+            except OSError as error:
+                assert said == [error.errno], (said, error)
+            else:
+                raise AssertionError("no error")
+        plugin.close(h)
+        os.dup2(os.open(sys.argv[1], os.O_RDWR), descriptor)
+        plugin.cleanup()
+        """,
+        image,
+    )
+
+
 # ------------------------------------------------------------------------------- through nbdkit
 
 
@@ -352,6 +417,60 @@ assert other.pread(8, size - 8) == bytes(4) + b"last"
         assert os.fstat(f.fileno()).st_size == 64 * MIB
         f.seek(-4, os.SEEK_END)
         assert f.read() == b"last"
+
+
+@served
+@needs("nbdsh")
+def test_four_clients_at_once(settings: tuple[str, ...], tmp_path: Path) -> None:
+    """Each has a quarter of the disk for itself, and 8 requests under way that don't overlap."""
+    with serve(tmp_path, *settings) as server:
+        server.shell(f"""
+import random
+chance = random.Random(1)
+QUARTER, CELL, ROUNDS = 1 << 20, 1 << 17, {ROUNDS}
+clients = []
+for i in range(4):
+    c = nbd.NBD()
+    c.connect_uri({server.uri!r})
+    clients.append((c, i * QUARTER, bytearray(c.pread(QUARTER, i * QUARTER))))
+
+for n in range(ROUNDS):
+    reads, sent, cookies = [], [], []
+    for c, base, model in clients:
+        for k in range(8):
+            at = k * CELL + chance.randrange(CELL // 2)
+            size = chance.choice((1, 512, 4096, chance.randrange(1, CELL // 2)))
+            fua = nbd.CMD_FLAG_FUA if chance.random() < 0.1 else 0
+            kind = chance.random()
+            if kind < 0.4:
+                buffer = nbd.Buffer(size)
+                reads.append((buffer, bytes(model[at:at + size])))
+                cookies.append((c, c.aio_pread(buffer, base + at)))
+                continue
+            data = bytes(size)
+            if kind < 0.7:
+                data = chance.randbytes(size)
+                sent.append(nbd.Buffer.from_bytearray(bytearray(data)))
+                cookies.append((c, c.aio_pwrite(sent[-1], base + at, flags=fua)))
+            elif kind < 0.85 or not c.can_trim():
+                hole = 0 if chance.random() < 0.5 else nbd.CMD_FLAG_NO_HOLE
+                cookies.append((c, c.aio_zero(size, base + at, flags=fua | hole)))
+            else:
+                at, size = -(-at // 4096) * 4096, size // 4096 * 4096 or 4096
+                data = bytes(size)
+                cookies.append((c, c.aio_trim(size, base + at, flags=fua)))
+            model[at:at + size] = data
+        if chance.random() < 0.2:
+            cookies.append((c, c.aio_flush()))
+    for c, cookie in cookies:
+        while not c.aio_command_completed(cookie):
+            c.poll(-1)
+    for buffer, expected in reads:
+        assert buffer.to_bytearray() == expected, n
+for reader, _, _ in clients:
+    for _, base, model in clients:
+        assert reader.pread(QUARTER, base) == model
+""")
 
 
 @served
