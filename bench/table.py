@@ -32,6 +32,7 @@ MODULES = (
     "recording",
     "seek_disk",
     *("fsspec", "dataset"),
+    "nbd",
 )
 PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict", "mfusepy")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._doctor_cli import add_doctor
 from ._journal_cli import add_journal
+from ._nbd_cli import add_nbd_plugin
 from ._replay_data import human
 from .replay import Options, ReplayError, Result, Run, replay
 from .traces import Trace, TraceError, read_trace
@@ -169,7 +170,12 @@ def _add_replay(commands: Any) -> None:
 
 
 HELP_DEFAULT = "(default: %(default)s)"
-SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (_add_replay, add_doctor, add_journal)
+SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
+    _add_replay,
+    add_doctor,
+    add_journal,
+    add_nbd_plugin,
+)
 
 
 def _size(text: str) -> int:
