@@ -28,7 +28,7 @@ BATCH, THREADS = 4096, 32
 
 def dataset(path: Path, **options: Any) -> Callable[[Any], Any]:
     """`__getitems__` of the example."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
     from record_dataset import RecordDataset
 
     return RecordDataset(path, **options).__getitems__

@@ -8,6 +8,7 @@ The pages are README.md and docs/*.md. How a page is written so that it is teste
    errors.
 2. A block that needs more than iolift says so in a comment before its fence, with module names as
    they are imported, or programs: <!-- needs: zarr, program:nbdkit -->. Else it is left out.
+   What it imports may lie beside the pages.
 3. A block that is not to be run is not fenced as python, but as `py`.
 4. A link that is no URL names a file beside the page, and perhaps a heading in it, by the anchor
    that GitHub makes of it. Every page of docs/ is linked from docs/README.md.
@@ -93,7 +94,7 @@ def run(page: str, blocks: list[Block], directory: Path) -> subprocess.Completed
         [sys.executable, "-W", "error", "-c", RUNNER, page],
         input=json.dumps([(block.line, block.code) for block in blocks]),
         cwd=directory,
-        env=child.environment(),
+        env=child.environment(PYTHONPATH=str(DOCS)),
         capture_output=True,
         text=True,
         check=False,

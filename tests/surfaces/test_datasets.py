@@ -1,6 +1,6 @@
-"""Goal: the dataset of examples/ gives what was written, in every process, and its text runs.
+"""Goal: the dataset of docs/ gives what was written, in every process, and its text runs.
 
-Where the tests are not beside docs/ and examples/, as in an installed copy, there is nothing here.
+Where the tests are not beside docs/, as in an installed copy, there is nothing here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if not TEXT.exists():
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: Any) -> None:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "examples"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
 
 
 def make(path: Path, sizes: list[int], **options: Any) -> tuple[Any, list[bytes]]:
