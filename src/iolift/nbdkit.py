@@ -38,7 +38,8 @@ def _find_environment() -> None:
     here = "{}.{}".format(*sys.version_info)
     ending = sysconfig.get_config_var("EXT_SUFFIX")
     if not (package / f"_filecore{ending}").exists():
-        tags = re.findall(r"cpython-3(\d+)", " ".join(map(str, package.glob("_filecore.*"))))
+        names = " ".join(path.name for path in package.glob("_filecore.*"))
+        tags = re.findall(r"cpython-3(\d+)", names)
         built = " and ".join(f"3.{minor}" for minor in sorted(tags, key=int)) or "none"
         sys.exit(
             f"iolift: nbdkit runs Python {here}, but the iolift in {package} is built for Python "
