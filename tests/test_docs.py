@@ -73,6 +73,10 @@ class Block(NamedTuple):
         return [need for need in self.needs if not is_here(need)]
 
 
+def name_of(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
 def is_here(need: str) -> bool:
     kind, _, name = need.rpartition(":")
     if kind == "program":
@@ -102,7 +106,7 @@ def run(page: str, blocks: list[Block], directory: Path) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_examples_run(page: Path, tmp_path: Path) -> None:
     blocks = blocks_of(page.read_text())
     assert len(blocks) == page.read_text().count("```python\n"), "a fence is not understood"
@@ -150,7 +154,7 @@ def broken(page: Path) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     assert broken(page) == []
 
@@ -163,7 +167,7 @@ def test_every_page_is_in_the_index() -> None:
 TEST_NAME = re.compile(r"\btests/(\w+(?:/\w+)*\.py)(?:::(\w+))?")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_tests_that_are_named_exist(page: Path) -> None:
     for module, name in TEST_NAME.findall(page.read_text()):
         path = REPOSITORY / "tests" / module
@@ -188,7 +192,7 @@ def guarantees_of_readme() -> str:
     )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_measurements_that_are_named_exist(page: Path) -> None:
     rows = (REPOSITORY / "README.md").read_text()
     for name in re.findall(r"\[row: ([^]]*)\]", page.read_text()):
