@@ -518,7 +518,7 @@ class File(io.RawIOBase):
 
 
 class _LastWords:
-    """Warns when it goes, so that a warning which a filter makes an error is told and stops nobody."""
+    """Warns as it goes: where a filter makes an error of it, it is told and stops nobody."""
 
     def __init__(self, source: object) -> None:
         self.source = source
