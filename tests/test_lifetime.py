@@ -169,8 +169,7 @@ def test_multiprocessing(make_file: Any, method: str, backend_name: str, monkeyp
 
 
 FORKS_IN_A_HANDLER = """
-    import os, signal, sys, warnings, numpy as np, iolift
-    warnings.simplefilter("ignore", ResourceWarning)    # the child leaves with the file open
+    import os, signal, sys, numpy as np, iolift
     path, backend = sys.argv[1:]
     f = iolift.open(path, backend=backend)
     offsets = np.arange(0, 1 << 26, 256)
@@ -414,8 +413,7 @@ def test_a_signal_handler_that_uses_the_same_direct_file(
 # -------------------------------------------------------------------------------------- leaks
 
 LEAKS = """
-    import gc, os, sys, threading, warnings, numpy as np, iolift
-    warnings.simplefilter("ignore", ResourceWarning)
+    import gc, os, sys, threading, numpy as np, iolift
     path, backend = sys.argv[1:]
     def own():
         gc.collect()

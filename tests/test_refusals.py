@@ -212,7 +212,6 @@ NO_THREADS = """
     for o in offsets.tolist():
         assert f.pread(10, o) == content[o:o + 10]
     assert f.write_ranges(offsets, np.zeros((len(offsets), 8), np.uint8)) == 8 * len(offsets)
-    f.close()
 """
 
 

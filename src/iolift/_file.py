@@ -7,7 +7,7 @@ the deviations), but for these:
 2. Append mode finds the end itself: the kernel's O_APPEND ignores the offsets that this library
    lives by, and descriptors that have it are refused, as is what can't be seeked.
 3. write() is write-behind. Whoever asks for the descriptor looks past this object, so `fileno`
-   flushes first: os.fsync, os.fstat, mmap and other programs see all that was written until then.
+   flushes it first: os.fsync, os.fstat and mmap see all that write() was given until then.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class File(io.RawIOBase):
     _journal: Journal | None = None
     _closed = True
     _finalizing = False  # io.IOBase sets it when the object goes unclosed
+    _is_behind = False  # something was written since the last flush
     _error: OSError | None = None  # was raised by `fileno`, which a caller may have swallowed
 
     def __init__(
@@ -306,6 +307,7 @@ class File(io.RawIOBase):
         """
         if self._core is None or self._core.closed:
             return super().flush()
+        self._is_behind = False
         self._core.flush()
         self._raise_error()
         return None
@@ -411,6 +413,7 @@ class File(io.RawIOBase):
             if self._mode.startswith("a"):
                 position = core.size()
             written = core.write_behind(data, position)
+            self._is_behind = True
             self._position = position + written
             return written
 
@@ -440,13 +443,14 @@ class File(io.RawIOBase):
         return self._position
 
     def fileno(self) -> int:
-        """Flush, and return the descriptor, whose own position is never used.
+        """Flush what write() holds; return the descriptor, whose own position is never used.
 
         Raises the errors of flush; the next flush, sync or close raises them again.
         """
         core = self._file
-        if core.writable and not core.closed:
+        if self._is_behind and not core.closed:
             try:
+                self._is_behind = False
                 core.flush()
             except OSError as error:
                 self._error = error
