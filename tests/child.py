@@ -1,8 +1,9 @@
 """Goal: run a few lines in a fresh interpreter, where limits, signals and forks harm nobody else.
 
 `run(code, *arguments)` dedents `code` and gives it `sys.argv[1:]`. It runs with `-X dev -W error`
-(but may leave files of iolift open: how they end then is what many look at), and must end with status 0 and print nothing on standard error, unless `status` says otherwise;
-what it printed is the answer. A child that hangs is killed and fails the test.
+(but may leave files of iolift open: how they end then is what many look at), and must end with
+status 0 and print nothing on standard error, unless `status` says otherwise; what it printed is the
+answer. A child that hangs is killed and fails the test.
 """
 
 from __future__ import annotations

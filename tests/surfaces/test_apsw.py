@@ -216,6 +216,7 @@ def test_locks_outlive_the_connections_that_do_not_own_them(
         with contextlib.closing(iolift.apsw.VFS("second", backend="posix")):
             connect(path, "second", mode).close()
             assert asked_by_another(path) == "locked"
+        assert all(len(i.descriptors) == len(i.files) for i in iolift.apsw._inodes.values())
         db.execute("commit")
         assert asked_by_another(path) == "not locked"
 
