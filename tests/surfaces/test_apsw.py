@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import random
 import shutil
@@ -402,3 +403,10 @@ def test_options_are_those_of_a_coalescer(tmp_path: Path) -> None:
         assert not c.closed
     assert "bad" not in apsw.vfs_names()
     assert "shared" not in apsw.vfs_names()
+
+
+def test_without_apsw_the_extra_is_named(monkeypatch: Any) -> None:
+    monkeypatch.delitem(sys.modules, "iolift.apsw")
+    monkeypatch.setitem(sys.modules, "apsw", None)
+    with pytest.raises(ImportError, match=r"pip install 'iolift\[apsw\]'"):
+        importlib.import_module("iolift.apsw")
