@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from ._coalescer import Coalescer
+from ._file import File
 from .errors import RangeError, ShortReadError
 
 try:
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import BufferPrototype
-
-    from ._file import File
 
 __all__ = ["LiftStore"]
 
@@ -343,6 +342,13 @@ class LiftStore(LocalStore):
         self._files.forget_below(before)
 
 
+class _Shared(File):
+    """Closed by whoever lets go of it last, and so without a warning."""
+
+    def _dealloc_warn(self, source: object) -> None:
+        pass
+
+
 class _Open(NamedTuple):
     file: File
     device: int
@@ -377,7 +383,7 @@ class _Files:
                 raise
             if (status.st_dev, status.st_ino) == known[1:]:
                 return known.file, status.st_size
-        file = self.coalescer.open(name)
+        file = _Shared(name, coalescer=self.coalescer)
         status = os.fstat(file.fileno())
         if self._limit:
             dropped = [known]  # closed after the lock
