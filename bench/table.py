@@ -29,12 +29,12 @@ MODULES = (
     *("window_small_writes", "window_sync_threads", "window_sync_tasks", "window_lone_reader"),
     *("window_submit", "window_idle", "window_growth"),
     *("journal_burst", "journal_alone", "journal_threads", "journal_cost"),
-    "recording",
+    *("recording", "zarr"),
     "seek_disk",
     *("fsspec", "dataset"),
     "nbd",
 )
-PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict", "mfusepy")
+PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict", "mfusepy", "zarr")
 
 
 def cpu() -> str:
