@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -773,3 +774,12 @@ def test_scratch_memory_is_not_hoarded(make_file: Any) -> None:
     fs.cat_ranges([path] * 3, [0, 5, 9], [1, 6, 10])
     assert len(ours._idle) == 1
     assert ours._idle[0] not in held
+
+
+def test_the_text_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    text = Path(__file__).parents[2] / "docs" / "fsspec.md"
+    if not text.exists():
+        pytest.skip("no docs/ here")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", text.read_text(), re.M | re.S)
+    exec(compile(block, text.name, "exec"), {"__name__": "__main__"})
