@@ -535,7 +535,10 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     store = LiftStore(tmp_path)
     (tmp_path / "dir" / "below").mkdir(parents=True)
     (tmp_path / "file").write_bytes(b"x")
-    for key, error in (("dir", IsADirectoryError), ("file/k", (NotADirectoryError, FileExistsError))):
+    for key, error in (
+        ("dir", IsADirectoryError),
+        ("file/k", (NotADirectoryError, FileExistsError)),
+    ):
         with pytest.raises(error):
             store.set_sync(key, value(b"y"))
         with pytest.raises(error):
