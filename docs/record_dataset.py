@@ -43,12 +43,13 @@ class RecordDataset:
     push other things out of the page cache, or depth.
     """
 
+    _opened: tuple[int, iolift.File | None] = (0, None)
+
     def __init__(
         self, path: str | Path, decode: Callable[[Any], Any] | None = None, **options: Any
     ) -> None:
         self.path, self.decode, self.options = os.fspath(path), decode, options
         self.ends = np.load(f"{path}.index.npy")
-        self._opened: tuple[int, iolift.File | None] = (0, None)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -83,9 +84,19 @@ class RecordDataset:
     def _file(self) -> iolift.File:
         process, file = self._opened
         if file is None or process != os.getpid():
+            self.close()
             file = iolift.open(self.path, **self.options)
             self._opened = os.getpid(), file
         return file
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        _, file = self._opened
+        if file is not None:
+            file.close()
+        self._opened = 0, None
+
+    __del__ = close
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": (0, None)}

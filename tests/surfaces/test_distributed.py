@@ -1,5 +1,5 @@
-"""Goal: workers of a cluster read one sharded zarr through LiftStore and through lift://, each with a
-coalescer of its own, and get what numpy wrote.
+"""Goal: workers of a cluster read one sharded zarr through LiftStore and through lift://, each with
+a coalescer of its own, and get what numpy wrote.
 """
 
 from __future__ import annotations

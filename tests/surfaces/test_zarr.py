@@ -16,8 +16,7 @@ import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -38,6 +37,9 @@ from zarr.abc.store import (  # noqa: E402
 from zarr.core.buffer import default_buffer_prototype  # noqa: E402
 from zarr.core.buffer.cpu import Buffer  # noqa: E402
 from zarr.storage import LocalStore  # noqa: E402
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LiftStore = ours.LiftStore
 PROTOTYPE = default_buffer_prototype()
@@ -68,7 +70,8 @@ def plain(found: Any) -> bytes | None:
 
 
 async def ranges(store: Any, key: str, asked: list[Any]) -> list[bytes]:
-    found = dict(sum(await collect(store.get_ranges(key, asked, prototype=PROTOTYPE)), []))
+    groups = await collect(store.get_ranges(key, asked, prototype=PROTOTYPE))
+    found = dict(pair for group in groups for pair in group)
     return [found[i].to_bytes() for i in range(len(asked))]
 
 
@@ -136,7 +139,7 @@ def test_every_test_of_the_suite_is_run() -> None:
     assert not [name for name in names if inspect.iscoroutinefunction(getattr(TestStore, name))]
 
 
-# ------------------------------------------------------------------------------ LocalStore as oracle
+# ----------------------------------------------------------------------------- LocalStore as oracle
 
 SIZE = 3 * BLOCK + 7
 DATA = np.random.default_rng(1).bytes(SIZE)
@@ -256,7 +259,7 @@ def blocks_of(chosen: Any) -> list[Any]:
 @pytest.mark.parametrize("read", [lambda *a: asyncio.run(ranges(*a)), ranges_sync])
 def test_ranges_are_one_batch(tmp_path: Path, read: Any) -> None:
     rows = shard(tmp_path / "c")
-    chosen = np.random.default_rng(3).permutation(2048)[:256].tolist() + [5, 5, 6, 7, 8]
+    chosen = [*np.random.default_rng(3).permutation(2048)[:256].tolist(), 5, 5, 6, 7, 8]
     with iolift.Coalescer() as coalescer:
         store = LiftStore(tmp_path, coalescer=coalescer)
         before = coalescer.stats()
@@ -679,7 +682,7 @@ def test_bad_arguments(tmp_path: Path, arguments: Any, error: type, words: str) 
 
 
 def test_a_coalescer_has_its_own_options(tmp_path: Path) -> None:
-    with iolift.Coalescer() as coalescer, pytest.raises(TypeError, match="gap.*its own"):
+    with iolift.Coalescer() as coalescer, pytest.raises(TypeError, match=r"gap.*its own"):
         LiftStore(tmp_path, coalescer=coalescer, gap=1)
     with pytest.raises(TypeError, match="root"):
         LiftStore(7)
