@@ -152,8 +152,8 @@ def _draw_bars(axes: Any, bars: data.Bars) -> None:
             at = max(value, data.LOWEST_US)
             axes.axvline(at, color=data.INK, linewidth=0.9, linestyle="--")
     axes.set_xscale("log")
-    for set_form in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_form(LogFormatter(minor_thresholds=(1.5, 0.4)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
     axes.set_xlim(bars.edges_us[0] / 1.2, bars.edges_us[-1] * 1.2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"us (less than {data.LOWEST_US} us is drawn as that)")

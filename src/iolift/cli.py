@@ -22,6 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._journal_cli import add_journal
+from ._recording_cli import add_record, add_report
 from ._replay_data import human
 from .replay import Options, ReplayError, Result, Run, replay
 from .traces import Trace, TraceError, read_trace
@@ -127,8 +128,8 @@ def _add_replay(commands: Any) -> None:
         nargs="?",
         metavar="TRACE",
         help="fio iolog v2 or v3, MSR Cambridge CSV, or CSV with the header "
-        "time_us,op,offset,length; plain or gzipped (default: a trace of SQLite that comes with "
-        "iolift)",
+        "time_us,op,offset,length; plain or gzipped; or a recording of iolift (default: a trace of "
+        "SQLite that comes with iolift)",
     )
     add(
         "--file",
@@ -168,7 +169,7 @@ def _add_replay(commands: Any) -> None:
 
 
 HELP_DEFAULT = "(default: %(default)s)"
-SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (_add_replay, add_journal)
+SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (_add_replay, add_journal, add_record, add_report)
 
 
 def _size(text: str) -> int:

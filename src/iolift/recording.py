@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import io
 import json
 import os
+import struct
 import sys
 import threading
 import time
@@ -209,6 +211,24 @@ class Recording:
 
         write_chrome(self, file)
 
+    def to_html(self, path: str | os.PathLike[str], title: str | None = None) -> None:
+        """Write one page that works offline, of less than 10 MB: figures, plots, slowest requests.
+
+        title: its headline. Raises ImportError without bokeh, the extra `report`.
+        """
+        from ._report_html import write_html
+
+        write_html(self, path, title or ", ".join(self.files) or "recording")
+
+    def to_png(self, path: str | os.PathLike[str], title: str | None = None) -> None:
+        """Write the same plots as one picture.
+
+        Raises ImportError without matplotlib, the extra `report`.
+        """
+        from ._report_png import write_png
+
+        write_png(self, path, title or ", ".join(self.files) or "recording")
+
     def __repr__(self) -> str:
         return (
             f"<iolift.recording.Recording {len(self.requests)} requests, {len(self.ios)} I/Os, "
@@ -264,7 +284,8 @@ def _share(row: Any, mates: NDArray[Any], ios: NDArray[Any]) -> float:
 
 def read_recording(file: BinaryIO, name: str) -> Recording:
     """The recording in an open file, which must be one that can seek."""
-    damage = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError)
+    # What zipfile says of bytes that it can't make sense of.
+    damage = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, RuntimeError)
     try:
         with zipfile.ZipFile(file) as archive:
             about = json.loads(bytes(_member(archive, "about", np.dtype(np.uint8))))
@@ -280,6 +301,10 @@ def read_recording(file: BinaryIO, name: str) -> Recording:
             return Recording(**fields, **_parse_about(about))
     except RecordingError:
         raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # a place before the beginning; or a pipe
+            raise
+        raise RecordingError(name, f"is a damaged recording, or a pipe: {error}") from None
     except damage as error:
         why = f"is no recording, or a damaged one: {str(error) or type(error).__name__}"
         raise RecordingError(name, why) from None
