@@ -76,6 +76,19 @@ def test_what_is_old_is_forgotten():
         assert waste(device, costs.gap(100)) <= 4.5
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_dense_file_does_not_hide_what_a_small_io_costs(seed):
+    # All holes are 12 KiB. Read through, 100 requests are one I/O; else each is one.
+    device = io, byte = 10e3, 2.0  # worth reading: holes of 5 KiB
+    rng, costs = random.Random(seed), Costs()
+    for _ in range(100):
+        ios, size = (
+            (1, 100 * 16 * KIB) if costs.gap_for_batch(100) >= 12 * KIB else (100, 400 * KIB)
+        )
+        costs.learn(100, ios, size, serve(rng, device, ios, size))
+    assert io / byte / 4 <= costs.gap(100) < 12 * KIB
+
+
 def test_sizes_of_batches_do_not_mix():
     costs = Costs()
     before = costs.gap(1)

@@ -101,7 +101,7 @@ cdef class Batch:
         cdef int status
         if self.costs is not None and self.kind == READ:
             self.learns = True
-            self.rule.gap = min(self.costs.gap(self.n), self.rule.max_io)
+            self.rule.gap = min(self.costs.gap_for_batch(self.n), self.rule.max_io)
         with nogil:
             status = make_plan(self, lengths, length, start)
             if status == 0:

@@ -17,11 +17,13 @@ cdef struct Guess:
 cdef struct Level:
     double weight               # of the batches so far, in batches
     int best
+    unsigned int asked          # how often its gap was, for a batch
     Guess[GUESSES] guesses
 
 
 cdef class Costs:
     cdef Level[LEVELS] levels
     cpdef int64_t gap(self, Py_ssize_t requests) noexcept
+    cpdef int64_t gap_for_batch(self, Py_ssize_t requests) noexcept
     cpdef int learn(self, Py_ssize_t requests, Py_ssize_t ios, int64_t size,
                     int64_t ns) except -1

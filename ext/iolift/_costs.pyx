@@ -8,9 +8,11 @@
 3. Each of GUESSES ratios, a factor of two apart, says of every batch what an I/O then cost. The
    right one says the same of all batches: what it says varies least. Noise is a share of what is
    measured, so it is the logarithms that are compared. What is old is forgotten.
-4. I/Os of one size tell only the sum of the two. What the batches leave open is decided by what
+4. Where all holes are read, all I/Os are large, and none says what a small one costs: now and then
+   a batch goes with a narrower gap. It does so early, and one in EXPLORE later.
+5. I/Os of one size tell only the sum of the two. What the batches leave open is decided by what
    both cost on a common disk, of which the byte is the surer.
-5. One batch, however late, moves an estimate by a bounded factor; several in a row that are far
+6. One batch, however late, moves an estimate by a bounded factor; several in a row that are far
    from what was expected make the past count for nothing.
 
 No clock, no lock, no I/O; O(1) each. Who may call: any thread, with the GIL.
@@ -23,6 +25,8 @@ cdef enum:
     LEAST_GAP = 1 << 9          # of the first guess; the last one is 8 MiB
     FIRST_GAP = 1 << 15         # before anything was measured
     FIRST_BEST = 6              # the guess that is FIRST_GAP
+    EXPLORE = 16
+    NARROWER = 3                # eight times
 
 cdef double FIRST_IO = log(25000.0)                     # nanoseconds
 cdef double FIRST_BYTE = FIRST_IO - log(<double>FIRST_GAP)
@@ -54,6 +58,7 @@ cdef class Costs:
         cdef int i, k
         for i in range(LEVELS):
             self.levels[i].weight = 0
+            self.levels[i].asked = 0
             self.levels[i].best = FIRST_BEST
             for k in range(GUESSES):
                 self.levels[i].guesses[k] = Guess(FIRST_IO, 0)
@@ -61,6 +66,16 @@ cdef class Costs:
     cpdef int64_t gap(self, Py_ssize_t requests) noexcept:
         """The widest hole, in bytes, that costs no more to read than the I/O that it saves."""
         return <int64_t>LEAST_GAP << self.levels[level_of(requests)].best
+
+    cpdef int64_t gap_for_batch(self, Py_ssize_t requests) noexcept:
+        """The gap for the next batch: as `gap`, or what there is to be learnt from."""
+        cdef Level* level = &self.levels[level_of(requests)]
+        cdef unsigned int asked = level.asked
+        level.asked += 1
+        # The second, fourth, eighth, sixteenth, and each sixteenth from there.
+        if asked > 0 and (asked & (asked + 1) == 0 or asked % EXPLORE == EXPLORE - 1):
+            return self.gap(requests) >> NARROWER
+        return self.gap(requests)
 
     cpdef int learn(self, Py_ssize_t requests, Py_ssize_t ios, int64_t size,
                     int64_t ns) except -1:

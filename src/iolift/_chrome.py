@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from ._report_data import in_flight
 from .recording import KINDS, REASONS, SOURCES, STATES, file_name, phases, replacing
 
 if TYPE_CHECKING:
@@ -167,19 +168,3 @@ def _ios(
 
 def _as_dict(row: Any) -> dict[str, int]:
     return dict(zip(row.dtype.names, row.item(), strict=True))
-
-
-def in_flight(
-    begin: NDArray[np.int64], end: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(moments, count): how many of the intervals [begin, end) there are from each moment on.
-
-    Moments ascend, and the count differs from one to the next. O(n log n).
-    """
-    moments = np.concatenate([begin, np.maximum(begin, end)])
-    steps = np.repeat(np.array([1, -1]), len(begin))
-    distinct, place = np.unique(moments, return_inverse=True)
-    change = np.zeros(len(distinct), np.int64)
-    np.add.at(change, place, steps)
-    some = change != 0
-    return distinct[some], np.cumsum(change)[some]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ._doctor_cli import add_doctor
 from ._journal_cli import add_journal
 from ._nbd_cli import add_nbd_plugin
+from ._recording_cli import add_record, add_report
 from ._replay_data import human
 from .replay import Options, ReplayError, Result, Run, replay
 from .traces import Trace, TraceError, read_trace
@@ -129,8 +130,8 @@ def _add_replay(commands: Any) -> None:
         nargs="?",
         metavar="TRACE",
         help="fio iolog v2 or v3, MSR Cambridge CSV, or CSV with the header "
-        "time_us,op,offset,length; plain or gzipped (default: a trace of SQLite that comes with "
-        "iolift)",
+        "time_us,op,offset,length; plain or gzipped; or a recording of iolift (default: a trace of "
+        "SQLite that comes with iolift)",
     )
     add(
         "--file",
@@ -175,6 +176,8 @@ SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
     add_doctor,
     add_journal,
     add_nbd_plugin,
+    add_record,
+    add_report,
 )
 
 

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import io
 import json
 import os
+import struct
 import sys
 import threading
 import time
@@ -31,7 +33,7 @@ import zipfile
 import zlib
 from collections import deque
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
 
 import numpy as np
 
@@ -162,28 +164,8 @@ class Recording:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recording:
         """The recording in `path`. RecordingError where it is none, OSError if it can't be read."""
-        name = os.fsdecode(path)
-        damage = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError)
-        try:
-            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-                about = json.loads(bytes(_member(archive, "about", np.dtype(np.uint8))))
-                if about.pop("format") != FORMAT:
-                    raise RecordingError(name, "is no recording of iolift")
-                version = about.pop("version")
-                if version != VERSION:
-                    why = f"is a recording of version {version!r}, and {VERSION} is known"
-                    raise RecordingError(name, why)
-                fields: dict[str, Any] = {"requests": REQUEST, "ios": IO}
-                for field, dtype in fields.items():
-                    fields[field] = _member(archive, field, dtype)
-                return cls(**fields, **_parse_about(about))
-        except RecordingError:
-            raise
-        except damage as error:
-            why = f"is no recording, or a damaged one: {str(error) or type(error).__name__}"
-            raise RecordingError(name, why) from None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise RecordingError(name, f"is a damaged recording: {error}") from None
+        with open(path, "rb") as file:
+            return read_recording(file, os.fsdecode(path))
 
     def explain(self, index: int) -> Explanation:
         """What became of request `index`, as Ticket.explain would say it; O(n + m).
@@ -228,6 +210,24 @@ class Recording:
         from ._chrome import write_chrome
 
         write_chrome(self, file)
+
+    def to_html(self, path: str | os.PathLike[str], title: str | None = None) -> None:
+        """Write one page that works offline, of less than 10 MB: figures, plots, slowest requests.
+
+        title: its headline. Raises ImportError without bokeh, the extra `report`.
+        """
+        from ._report_html import write_html
+
+        write_html(self, path, title or ", ".join(self.files) or "recording")
+
+    def to_png(self, path: str | os.PathLike[str], title: str | None = None) -> None:
+        """Write the same plots as one picture.
+
+        Raises ImportError without matplotlib, the extra `report`.
+        """
+        from ._report_png import write_png
+
+        write_png(self, path, title or ", ".join(self.files) or "recording")
 
     def __repr__(self) -> str:
         return (
@@ -280,6 +280,36 @@ def _share(row: Any, mates: NDArray[Any], ios: NDArray[Any]) -> float:
     if not asked or row["kind"] or row["source"]:
         return 0.0
     return waste * int(row["length"]) / asked
+
+
+def read_recording(file: BinaryIO, name: str) -> Recording:
+    """The recording in an open file, which must be one that can seek."""
+    # What zipfile says of bytes that it can't make sense of.
+    damage = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, RuntimeError)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            about = json.loads(bytes(_member(archive, "about", np.dtype(np.uint8))))
+            if about.pop("format") != FORMAT:
+                raise RecordingError(name, "is no recording of iolift")
+            version = about.pop("version")
+            if version != VERSION:
+                why = f"is a recording of version {version!r}, and {VERSION} is known"
+                raise RecordingError(name, why)
+            fields: dict[str, Any] = {"requests": REQUEST, "ios": IO}
+            for field, dtype in fields.items():
+                fields[field] = _member(archive, field, dtype)
+            return Recording(**fields, **_parse_about(about))
+    except RecordingError:
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # a place before the beginning; or a pipe
+            raise
+        raise RecordingError(name, f"is a damaged recording, or a pipe: {error}") from None
+    except damage as error:
+        why = f"is no recording, or a damaged one: {str(error) or type(error).__name__}"
+        raise RecordingError(name, why) from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RecordingError(name, f"is a damaged recording: {error}") from None
 
 
 def _parse_about(about: dict[str, Any]) -> dict[str, Any]:

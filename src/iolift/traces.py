@@ -4,14 +4,15 @@ What they keep:
 
 1. The format is found out from the content, never from the name: fio iolog v2 and v3, MSR Cambridge
    CSV, and CSV with the header ``time_us,op,offset,length``. Each may be gzipped, which its first
-   two bytes tell.
+   two bytes tell. A recording of iolift (`iolift.recording`) is one, too, but not gzipped.
 2. A trace is read whole or not at all. What is unknown or damaged raises `TraceError` with the name
    of the file and the line: a wrong field, a negative number, an end beyond 2**63-1, gzip data that
    stops early, bytes that are not UTF-8, no requests.
-3. Requests keep the order of the file, which is the order of their arrival.
-4. Several files (fio) or disks (MSR) lie one behind another in one address space: each begins at a
-   multiple of 1 MiB beyond the end of the one before, with a hole of 1 MiB or more between them, so
-   that none can be merged with its neighbour.
+3. Requests keep the order of the file, which is the order of their arrival; those of a recording
+   are put into it, and those that were cancelled are left out.
+4. Several files (fio, recordings) or disks (MSR) lie one behind another in one address space: each
+   begins at a multiple of 1 MiB beyond the end of the one before, with a hole of 1 MiB or more
+   between them, so that none can be merged with its neighbour.
 5. Reading is streamed: beside the columns only one chunk of text is in memory.
 
 A chunk is parsed by one regular expression; only when some line of it does not match are its lines
@@ -42,11 +43,12 @@ MAX_LINE_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 21
 
 NUMBER = rb"([0-9]{1,19})"
+ZIP = b"PK\x03\x04"
 CSV_HEADER = b"time_us,op,offset,length"
 MSR_HEADER = b"timestamp,hostname,disknumber,type,offset,size,responsetime"
 KNOWN = (
     "fio iolog version 2 or 3, MSR Cambridge CSV, or CSV with the header line "
-    f"{CSV_HEADER.decode()}; plain or gzipped"
+    f"{CSV_HEADER.decode()}, plain or gzipped; or a recording of iolift"
 )
 
 Ints = NDArray[np.int64]
@@ -86,6 +88,8 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
     """The trace in `path`; TraceError when it isn't one, OSError when the file can't be read."""
     name = os.fspath(path)
     with open(path, "rb") as raw:
+        if raw.peek(len(ZIP)).startswith(ZIP):
+            return _Recorded(name).read(raw)
         chunks = _chunks(raw, name)
         reader: _Reader | None = None
         line, body = 1, b""
@@ -428,6 +432,31 @@ class _Fio(_Reader):
         for what, field in zip(("offset", "length"), fields[2:], strict=False):
             self.check_int(line, what, field)
         self.fail(line, f"can't be read: {_short(text)}")
+
+
+class _Recorded(_Reader):
+    """The requests of a recording, by the time of their submit. Files that have none are none."""
+
+    format = "recording"
+
+    def read(self, raw: BinaryIO) -> Trace:
+        from .recording import STATES, read_recording
+
+        rows = read_recording(raw, self.name).requests
+        rows = rows[rows["state"] != STATES.index("cancelled")]
+        rows = rows[np.argsort(rows["submitted_ns"], kind="stable")]
+        if len(rows):
+            files, group = np.unique(rows["file"], return_inverse=True)
+            self.groups = {file: i for i, file in enumerate(files.tolist())}
+            time_us = (rows["submitted_ns"] - rows["submitted_ns"][0]) // 1000
+            line = np.arange(1, len(rows) + 1)
+            self.add(line, time_us, rows["kind"], group, rows["offset"], rows["length"])
+        return self.finish(len(rows))
+
+    def fail(self, line: int, why: str) -> NoReturn:
+        from .recording import RecordingError
+
+        raise RecordingError(self.name, why)
 
 
 def _detect(name: str, line: int, body: bytes) -> tuple[_Reader, int]:

@@ -3,7 +3,8 @@
 `make(n, seed)` plays n requests through a model of the window: they come in bursts, are held 100 us
 at most, sorted and merged where they touch, and served by a disk that does `depth` I/Os at once.
 What it makes keeps what a true recording keeps: each request's moments ascend, its batch has I/Os,
-its extent holds it.
+its extent holds it. `strange` is the share of requests that had another end: cancelled, failed,
+answered by the overlay, superseded, joined to a read that was dispatched before they came.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def make(
         "began_at": 1_700_000_000.25,
     }
     requests = np.array(model.requests, REQUEST)
+    _make_strange(requests, rng, more.pop("strange", 0.0))
     ios = np.array(model.ios, IO)
     return Recording(
         requests[np.argsort(requests["ended_ns"], kind="stable")],
@@ -48,6 +50,31 @@ def make(
         files,
         **(facts | more),
     )
+
+
+def _make_strange(requests: Any, rng: random.Random, share: float) -> None:
+    """Give some of the requests another end, each as the core would note it."""
+    for row in requests:
+        if rng.random() >= share:
+            continue
+        what = rng.choice(["cancelled", "failed", "overlay", "joined", "superseded"])
+        if what == "cancelled":
+            row["state"] = 2
+        elif what == "failed":
+            row["state"], row["errno"] = 1, rng.choice([5, 28])
+        elif what == "overlay" and row["kind"] == 0:
+            row["source"] = 1
+        elif what == "joined" and row["kind"] == 0:
+            row["source"] = 2
+            row["dispatched_ns"] = row["submitted_ns"] - 10
+        elif what == "superseded" and row["kind"] == 1:
+            row["extent_offset"] = row["extent_length"] = row["companions"] = 0
+        if what == "cancelled" or row["source"] == 1:
+            row["ended_ns"] = row["submitted_ns"] + (1000 if what == "cancelled" else 0)
+            for field in ("dispatched_ns", "started_ns", "batch", "reason", "companions"):
+                row[field] = 0
+            row["extent_offset"] = row["extent_length"] = 0
+            row["file"] = row["file"] if rng.random() < 0.9 else -1
 
 
 class _Model:
