@@ -24,13 +24,17 @@ if TYPE_CHECKING:
     from _work import Work
 
 MODULES = (
-    *("plan", "read_warm", "read_cold", "write", "replay", "memory"),
+    *("plan", "read_warm", "read_cold", "write", "replay", "memory", "gap"),
     *("window_alone", "window_asyncio", "window_cold", "window_threads", "window_joins"),
     *("window_small_writes", "window_sync_threads", "window_sync_tasks", "window_lone_reader"),
     *("window_submit", "window_idle", "window_growth"),
     *("journal_burst", "journal_alone", "journal_threads", "journal_cost"),
+    *("recording", "zarr"),
+    "seek_disk",
+    *("fsspec", "dataset"),
+    "nbd",
 )
-PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict")
+PACKAGES = ("numpy", "fsspec", "obstore", "caio", "lmdb", "rocksdict", "mfusepy", "zarr")
 
 
 def cpu() -> str:

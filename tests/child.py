@@ -1,8 +1,9 @@
 """Goal: run a few lines in a fresh interpreter, where limits, signals and forks harm nobody else.
 
-`run(code, *arguments)` dedents `code` and gives it `sys.argv[1:]`. It runs with `-X dev -W error`,
-and must end with status 0 and print nothing on standard error, unless `status` says otherwise;
-what it printed is the answer. A child that hangs is killed and fails the test.
+`run(code, *arguments)` dedents `code` and gives it `sys.argv[1:]`. It runs with `-X dev -W error`
+(but may leave files of iolift open: how they end then is what many look at), and must end with
+status 0 and print nothing on standard error, unless `status` says otherwise; what it printed is the
+answer. A child that hangs is killed and fails the test.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import textwrap
 from typing import Any
 
+UNCLOSED = "ignore:unclosed file <iolift.File:ResourceWarning"
 HANG_S = 30  # not an expectation: a child that takes this long hangs
 
 
@@ -26,7 +28,8 @@ def environment(**variables: str) -> dict[str, str]:
 def run(code: str, *arguments: Any, status: int = 0, **variables: str) -> str:
     """The standard output of `code`; `variables` go to its environment."""
     with subprocess.Popen(
-        [sys.executable, "-u", "-X", "dev", "-W", "error", "-c", textwrap.dedent(code)]
+        [sys.executable, "-u", "-X", "dev", "-W", "error", "-W", UNCLOSED]
+        + ["-c", textwrap.dedent(code)]
         + [str(argument) for argument in arguments],
         env=environment(**variables),
         stdout=subprocess.PIPE,

@@ -327,7 +327,7 @@ def test_progress_is_for_stages_that_take_long(rich: bool, monkeypatch: pytest.M
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(cli, "monotonic", lambda: now)
-    progress = cli._progress()
+    progress = cli.make_progress()
     progress("short", 0, 100, "B")
     now += 0.3
     progress("short", 90, 100, "B")
@@ -353,7 +353,7 @@ def test_progress_is_for_stages_that_take_long(rich: bool, monkeypatch: pytest.M
 
 def test_no_progress_unless_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    progress = cli._progress()
+    progress = cli.make_progress()
     progress("stage", 0, 10**12, "B")
     progress.close()
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Goal: what is shipped is whole: source, wheel, stubs, .pxd files, a README that runs.
+"""Goal: what is shipped is whole: source, wheel, stubs, .pxd files, documentation.
 
 The distributions are built in a copy of the repository, offline. The installed modules are the
 builder's starting point: what is up to date is not compiled a second time.
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import child
-import numpy as np
 import pytest
 
 import iolift
@@ -115,6 +114,7 @@ def test_the_source_distribution_is_whole(source: Path, sdist: set[str]) -> None
         *(source / "tests").glob("*.py"),
         *(source / "src/iolift").glob("*.py*"),
         *(source / "src/iolift/data").glob("*.*"),
+        *(source / "docs").glob("*.md"),
     ]
     wanted = {str(path.relative_to(source)) for path in files}
     wanted |= {"README.md", "LICENSE", "pyproject.toml", "setup.py"}
@@ -142,70 +142,6 @@ def test_the_wheel_says_what_it_needs(wheel: dict[str, bytes]) -> None:
     needs = re.findall(r"^Requires-Dist: (.*)$", about["METADATA"].decode(), re.M)
     assert [line for line in needs if "extra ==" not in line] == ["numpy>=1.26"]
     assert b"iolift.cli:main" in about["entry_points.txt"]
-
-
-# ------------------------------------------------------------------------------------- downstream
-
-DOWNSTREAM = """
-# cython: language_level=3
-from libc.stdint cimport int64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memset
-
-from iolift._plan cimport Merger, Rule, end_merge, free_extents, merge_block
-from iolift._request cimport Request, align_up
-from iolift._sort cimport ORDER_ELEVATOR, load_requests
-
-
-def plan(int64_t[::1] offsets, int64_t[::1] lengths, int64_t gap, int64_t max_io):
-    cdef Py_ssize_t n = offsets.shape[0], live, k
-    cdef Request* requests = <Request*>malloc(n * sizeof(Request))
-    cdef Merger merger
-    cdef int status
-    memset(&merger, 0, sizeof(merger))
-    merger.rule = Rule(gap, max_io, 1)
-    with nogil:
-        live = load_requests(&offsets[0], &lengths[0], 0, n, ORDER_ELEVATOR, requests)
-        status = merge_block(&merger, requests, live, NULL, NULL)
-        end_merge(&merger)
-    try:
-        if status < 0:
-            raise MemoryError
-        assert align_up(5, 8) == 8
-        return [(merger.extents.items[k].offset, merger.extents.items[k].end)
-                for k in range(merger.extents.size)]
-    finally:
-        free_extents(&merger.extents)
-        free(requests)
-"""
-
-DOWNSTREAM_SETUP = """
-import sys
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-include = sys.argv.pop()
-setup(name="downstream", ext_modules=cythonize(
-    [Extension("downstream", ["downstream.pyx"], include_dirs=[include + "/iolift"])],
-    include_path=[include]))
-"""
-
-
-@needs_builder
-def test_a_downstream_module_builds_on_the_pxd_files(tmp_path: Path, monkeypatch: Any) -> None:
-    # Installed, the .pxd files lie beside the modules; in place, they are where they are written.
-    include = PACKAGE.parent if (PACKAGE / "_plan.pxd").exists() else REPOSITORY / "ext"
-    (tmp_path / "downstream.pyx").write_text(DOWNSTREAM)
-    (tmp_path / "setup.py").write_text(DOWNSTREAM_SETUP)
-    run(sys.executable, "setup.py", "build_ext", "--inplace", include, cwd=tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import downstream  # type: ignore[import-not-found]
-
-    chance = np.random.default_rng(1)
-    for n in (1, 50, 5000):
-        offsets, lengths = chance.integers(0, 1 << 20, n), chance.integers(0, 300, n)
-        ours = iolift.plan(offsets, lengths, gap=20, max_io=4096)
-        extents = zip(ours.offsets.tolist(), (ours.offsets + ours.lengths).tolist(), strict=True)
-        assert downstream.plan(offsets, lengths, 20, 4096) == list(extents)
 
 
 # ---------------------------------------------------------------------------------- public surface
@@ -268,27 +204,6 @@ def test_import_pulls_in_nothing_but_numpy() -> None:
                        "logging", "subprocess", "socket"} & new))
     """)
     assert said.split() == []
-
-
-# -------------------------------------------------------------------------------------- the README
-
-
-def readme_blocks() -> list[str]:
-    readme = REPOSITORY / "README.md"
-    if not readme.exists():
-        return []
-    return re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S)
-
-
-@pytest.mark.skipif(not readme_blocks(), reason="no python block in README.md")
-def test_the_readme_runs(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    for block in readme_blocks():
-        if ">>>" in block:
-            test = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
-            assert doctest.DocTestRunner().run(test).failed == 0
-        else:
-            exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def test_no_traces_of_this_machine() -> None:

@@ -1,10 +1,12 @@
 # One batch: planned requests on their way through a lane, and the outcome of each.
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ._backend cimport Backend, Kind, Lane, Operation
+from ._costs cimport Costs
 from ._outcome cimport Failures, Outcome
 from ._plan cimport ExtentArray, Rule
+from ._recorder cimport Recorder
 from ._request cimport Extent, Request
 from ._sort cimport Order
 from ._scatter cimport Chunk, Cursor, Layout, Rows
@@ -23,6 +25,7 @@ cdef struct Slot:
     Chunk chunk
     int64_t moved               # bytes of the chunk that are confirmed
     int refusals                # EAGAIN in a row
+    Py_ssize_t event            # of batch.log; -1: none
     Slot* next                  # in Batch.free or Batch.again
 
 
@@ -50,9 +53,14 @@ cdef class Batch:
     cdef Rows rows
     cdef Py_ssize_t n           # requests, in the caller's order
     cdef double max_waste       # bytes read for gaps, at most, a byte asked
+    cdef Costs costs            # of reads: what says how wide a gap pays; None: rule.gap does
+    cdef bint asks_cache        # ... where the page cache does not have the bytes
     cdef bint deaf              # signals are not for this thread to hear, or to stop for
     cdef bint is_one            # the requests are parts of one: it succeeds or fails as a whole
     cdef list trace             # of int64[k, 3], or None
+    cdef Recorder recorder      # or None ...
+    cdef int32_t file_number    # ... which knows the file by this
+    cdef uint64_t number        # ... and the batch
     # the result
     cdef Outcome outcome
     # planned
@@ -87,7 +95,11 @@ cdef class Batch:
     cdef bint exclusive         # ... alone
     cdef uint32_t generation    # of forks, at the start
     cdef int64_t bytes_out      # in chunks that are under way
+    cdef uint32_t chunks_out
     cdef object interrupt       # the exception that a signal handler raised
+    cdef bint learns            # how long it takes says what the device costs
+    cdef int64_t began_ns
+    cdef int64_t ended_ns
     cdef bint tracing
     cdef TraceLog log
 

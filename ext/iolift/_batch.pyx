@@ -41,8 +41,10 @@ from ._scatter cimport (
     BOUNCE_BYTES, MAX_CHUNK_BYTES, SCRATCH_BYTES, next_chunk, prepare_write, settle_read,
 )
 from ._sort cimport ORDER_ELEVATOR, ORDER_FIFO, Order, load_requests, sort_by_index
-from ._system cimport iolift_allocate, iolift_now_ns, iolift_pause_ns, iovec
-from ._trace cimport add_trace, export_trace
+from ._system cimport (
+    iolift_allocate, iolift_now_ns, iolift_pause_ns, iolift_read_cached, iovec,
+)
+from ._trace cimport Event, add_event, export_trace
 from ._waste cimport affordable_gap
 from .errors import ForkedError
 
@@ -54,6 +56,8 @@ cdef enum:
     # Prepared and not yet begun: a device that waits for us longer than for a page or two is idle.
     PUSH_BYTES = 1 << 18
     PAGE = 4096
+    # Requests of a batch that are asked for in the page cache, at most.
+    PROBES = 4
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -95,6 +99,9 @@ cdef class Batch:
     cdef bint prepare(self, const int64_t* lengths, int64_t length, int64_t start) except -1:
         # lengths as in load_requests; start: where the elevator is. False: nothing is to be moved.
         cdef int status
+        if self.costs is not None and self.kind == READ:
+            self.learns = True
+            self.rule.gap = min(self.costs.gap(self.n), self.rule.max_io)
         with nogil:
             status = make_plan(self, lengths, length, start)
             if status == 0:
@@ -108,13 +115,14 @@ cdef class Batch:
         # the kernel's or ours, only costs.
         self.lane = self.backend.acquire(self.slot_count == 1 or (
             self.kind == WRITE and self.target.alignment == 1))
-        self.tracing = self.trace is not None
+        self.tracing = self.trace is not None or self.recorder is not None
         return True
 
     cdef void execute(self) noexcept nogil:
-        self.last_signal_check_ns = iolift_now_ns()
+        self.began_ns = self.last_signal_check_ns = iolift_now_ns()
         lock_pages(self, self.ragged.size > 0)
         drive_all(self)
+        self.ended_ns = iolift_now_ns()
         if self.failures.size and not stops(self):
             if not self.exclusive:
                 unlock_pages(self)
@@ -147,8 +155,10 @@ cdef int raise_what_went_wrong(Batch self) except -1:
     except BaseException as error:
         pending = error
     self.backend.release(lane)
-    if self.tracing:
+    if self.trace is not None:
         self.trace.append(export_trace(&self.log))
+    if self.recorder is not None:
+        self.recorder.add_ios(self.file_number, self.number, &self.log)
     if self.is_one and self.own_error:
         note_error(&self.outcome, 0, self.own_error)
     if self.interrupt is not None:
@@ -157,7 +167,17 @@ cdef int raise_what_went_wrong(Batch self) except -1:
         raise pending
     if self.out_of_memory or self.outcome.out_of_memory:
         raise MemoryError(f"batch of {self.n} requests")
+    if self.learns and self.failures.size == 0:
+        learn(self)
     return 0
+
+
+cdef int learn(Batch self) except -1:
+    cdef Py_ssize_t i
+    cdef int64_t size = 0
+    for i in range(self.extents.size):
+        size += self.extents.items[i].end - self.extents.items[i].offset
+    return self.costs.learn(self.n, self.extents.size, size, self.ended_ns - self.began_ns)
 
 
 # --------------------------------------------------------------------------------------- planning
@@ -198,6 +218,12 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
                                          self.max_waste)
         if merger.rule.gap < 0:
             return -1
+        if self.learns and self.asks_cache:
+            # Of bytes in memory none is worth reading in vain; what they cost says nothing of the
+            # device, either. Nor is it asked for where it makes no difference.
+            self.learns = merger.rule.gap > 0 and not is_cached(self)
+            if not self.learns:
+                merger.rule.gap = 0
         self.rule.gap = merger.rule.gap
     status = merge_block(&merger, self.pieces, self.piece_count, NULL, NULL)
     end_merge(&merger)
@@ -209,6 +235,16 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
         return -1
     self.extents_left = self.extents.size
     return 0
+
+
+cdef bint is_cached(Batch self) noexcept nogil:
+    # Whether most of some requests are in the page cache. False where the kernel does not say.
+    cdef Py_ssize_t i, count = min(<Py_ssize_t>PROBES, 1 + self.request_count // 4), cached = 0
+    cdef char byte
+    for i in range(count):
+        cached += iolift_read_cached(self.target.descriptor, &byte, 1,
+                                     self.requests[i * self.request_count // count].offset) >= 0
+    return 2 * cached > count
 
 
 cdef int own_pieces(Batch self) noexcept nogil:
@@ -364,6 +400,7 @@ cdef Slot* take_slot(Batch self) noexcept nogil:
     if self.kind == WRITE:
         prepare_write(self.pieces, &self.rows, &self.cursor_layout, &slot.chunk)
     self.bytes_out += slot.chunk.end - slot.chunk.begin
+    self.chunks_out += 1
     slot.moved = 0
     slot.refusals = 0
     slot.operation.kind = self.kind
@@ -371,9 +408,7 @@ cdef Slot* take_slot(Batch self) noexcept nogil:
     slot.operation.offset = slot.chunk.begin
     slot.operation.segments = slot.chunk.segments
     slot.operation.segment_count = slot.chunk.segment_count
-    if self.tracing and add_trace(&self.log, self.kind, slot.chunk.begin,
-                                  slot.chunk.end - slot.chunk.begin) < 0:
-        self.out_of_memory = 1
+    slot.event = begin_event(self, slot) if self.tracing else -1
     return slot
 
 
@@ -466,6 +501,7 @@ cdef inline void give_again(Batch self, Slot* slot) noexcept nogil:
 
 cdef inline void give_back(Batch self, Slot* slot) noexcept nogil:
     self.bytes_out -= slot.chunk.end - slot.chunk.begin
+    self.chunks_out -= 1
     slot.next = self.free_slots
     self.free_slots = slot
 
@@ -501,7 +537,32 @@ cdef void complete(Batch self, Slot* slot) noexcept nogil:
         note_failure(self, &slot.chunk, here, <int>-result)
     elif here < slot.chunk.end:
         note_end_of_file(&self.outcome, self.pieces, &self.rows, &slot.chunk, here)
+    if slot.event >= 0:
+        end_event(self, slot, result if result < 0 else slot.moved)
     give_back(self, slot)
+
+
+cdef Py_ssize_t begin_event(Batch self, const Slot* slot) noexcept nogil:
+    cdef Py_ssize_t place
+    cdef Event event = Event(slot.chunk.begin, slot.chunk.end - slot.chunk.begin, 0, 0,
+                             iolift_now_ns(), 0, self.kind, self.chunks_out)
+    place = add_event(&self.log, &event)
+    if place < 0:
+        self.out_of_memory = 1
+    return place
+
+
+cdef void end_event(Batch self, const Slot* slot, int64_t result) noexcept nogil:
+    cdef Event* event = &self.log.items[slot.event]
+    cdef int64_t covered = slot.chunk.begin
+    cdef uint32_t i
+    event.done_ns = iolift_now_ns()
+    event.result = result
+    # Requests come by offset here, whatever the order: what they share counts once.
+    for i in range(slot.chunk.lo, slot.chunk.hi):
+        event.asked += max(<int64_t>0, min(self.pieces[i].end, slot.chunk.end)
+                           - max(self.pieces[i].offset, covered))
+        covered = max(covered, min(self.pieces[i].end, slot.chunk.end))
 
 
 cdef inline bint ends_inside_block(Batch self, int64_t position) noexcept nogil:

@@ -20,7 +20,9 @@ from ._backend cimport READ, WRITE, Kind
 from ._batch cimport Batch
 from ._desk cimport FileDesk
 from ._landing cimport Solo
+from ._recorder cimport ENDED, FAILED, Recorder, RequestRow, code_of
 from ._solo cimport begin_solo, end_solo
+from ._system cimport iolift_now_ns
 from .errors import RangeError, ShortReadError
 
 cdef extern from "Python.h":
@@ -199,11 +201,15 @@ cdef int run_many(BulkDesk self, Batch batch, Py_ssize_t requests, int64_t total
     # A batch of the caller's own, past the window, after all that was submitted before.
     cdef Solo solo
     cdef Py_ssize_t i
-    cdef int64_t moved = 0, first = INT64_MAX, end = 0
+    cdef int64_t moved = 0, first = INT64_MAX, end = 0, submitted_ns = 0
     while not self.scheduler.may_go():
         self.scheduler.wait_for_landing(self.scheduler.ready_at())
+    if self.scheduler.recorder is not None:
+        submitted_ns = iolift_now_ns()
     self.scheduler.counters.requests += requests
     self.scheduler.counters.batches += 1
+    self.scheduler.batch_number += 1
+    batch.number = self.scheduler.batch_number
     if batch.kind == READ:
         self.scheduler.counters.reads += requests
         self.scheduler.counters.bytes_asked += total
@@ -219,6 +225,8 @@ cdef int run_many(BulkDesk self, Batch batch, Py_ssize_t requests, int64_t total
         end_solo(self, &solo, 0)
     for i in range(batch.extents.size):
         moved += batch.extents.items[i].end - batch.extents.items[i].offset
+    if self.scheduler.recorder is not None:
+        record_ranges(self, batch, total, lengths, length, submitted_ns)
     self.scheduler.charge(batch.extents.size, moved)
     self.scheduler.counters.extents += batch.extents.size
     if batch.kind == READ:
@@ -226,6 +234,38 @@ cdef int run_many(BulkDesk self, Batch batch, Py_ssize_t requests, int64_t total
     else:
         self.scheduler.counters.bytes_written += moved
     return 0
+
+
+cdef void record_ranges(BulkDesk self, Batch batch, int64_t total, const int64_t* lengths,
+                        int64_t length, int64_t submitted_ns) noexcept:
+    # A row a request; those that would not be in the ring any more are only counted.
+    cdef Recorder recorder = self.scheduler.recorder
+    cdef Py_ssize_t i, skipped = max(<Py_ssize_t>0, batch.n - recorder.capacity)
+    cdef int64_t size
+    if batch.is_one:                    # preadv, pwritev
+        if batch.n:
+            record_range(self, batch, batch.rows.offsets[0], total, submitted_ns,
+                         -batch.own_error)
+        return
+    recorder.skip_requests(skipped)
+    for i in range(skipped, batch.n):
+        size = length if lengths == NULL else lengths[i]
+        record_range(self, batch, batch.rows.offsets[i], size, submitted_ns,
+                     0 if batch.outcome.items == NULL else batch.outcome.items[i])
+
+
+cdef void record_range(BulkDesk self, Batch batch, int64_t offset, int64_t length,
+                       int64_t submitted_ns, int64_t result) noexcept:
+    cdef RequestRow* row = self.scheduler.recorder.next_request()
+    row.file = self.file_number
+    row.kind, row.state = batch.kind, FAILED if result < 0 else ENDED
+    row.reason = code_of("call")
+    row.error = <int>-result if result < 0 else 0
+    row.offset, row.length = offset, length
+    row.submitted_ns = submitted_ns
+    row.batch = batch.number
+    row.dispatched_ns = row.started_ns = batch.began_ns or submitted_ns
+    row.ended_ns = batch.ended_ns or row.dispatched_ns
 
 
 cdef object raise_worst(BulkDesk self, Ranges ranges, Batch batch):

@@ -20,9 +20,11 @@ from libc.stdint cimport INT64_MAX
 
 from ._arguments cimport parse_int
 from ._backend cimport Backend, fork_generation
+from ._costs cimport Costs
 from ._hosted cimport HostedBackend
 from ._plan cimport Rule
 from ._posix cimport PosixBackend
+from ._recorder cimport Recorder
 from ._scheduler cimport Scheduler
 from ._sort cimport parse_order
 from ._uring cimport UringBackend
@@ -31,6 +33,8 @@ from .errors import ForkedError
 
 cdef enum:
     MAX_DEPTH = 4096
+    AUTO_DEPTH = 128            # no device seen so far gains from more
+    AUTO_TRACE = 1 << 16
     MAX_REQUESTS = 1 << 30
 
 # Those that are open, for the end of the interpreter.
@@ -43,6 +47,32 @@ cdef double parse_number(object value, str name, double lowest, double highest) 
     if not lowest <= value <= highest:      # also not a number
         raise ValueError(f"{name} = {value} must be between {lowest} and {highest}")
     return value
+
+
+cdef Py_ssize_t parse_depth(object value) except -1:
+    if isinstance(value, str) and value == "auto":
+        return AUTO_DEPTH
+    return parse_int(value, "depth", 1, MAX_DEPTH)
+
+
+cdef Recorder make_recorder(Coalescer coalescer, object trace):
+    if trace is None and os.environ.get("IOLIFT_RECORD"):
+        from . import recording
+        coalescer.is_attached = True
+        recording.attach(coalescer)
+        return Recorder(recording.capacity())
+    if trace is None or trace is False:
+        return None
+    return Recorder(AUTO_TRACE if trace is True else parse_int(trace, "trace", 1, MAX_REQUESTS))
+
+
+cdef int keep_recording(Coalescer self) except -1:
+    # For `iolift record`, which gets it when the process ends.
+    if self.is_attached:
+        self.is_attached = False
+        from .recording import keep
+        keep(self)
+    return 0
 
 
 cdef object parse_rate(object value, str name):
@@ -75,11 +105,12 @@ cdef class Coalescer:
     an object with `submit` and `reap` (help("iolift._hosted") says how). The environment
     variable IOLIFT_BACKEND takes the place of "auto".
     order: "elevator" (ascending from where the last batch ended, wrapping once) or "fifo".
-    gap: the widest hole, in bytes, that a read goes through rather than around; "auto": 0, and
-    32 KiB for direct files, where an I/O costs about as much as the transfer of that.
+    gap: the widest hole, in bytes, that a read goes through rather than around; "auto": what an I/O
+    costs of the device, in bytes of transfer, learnt from the batches as they land (32 KiB before
+    the first), and 0 for what the page cache has, and for a backend of your own unless direct.
     max_io: no I/O is longer, in bytes, unless a single request is.
     max_waste: bytes read for gaps, at most, for each byte that a batch was asked for.
-    depth: how many I/Os of one batch are in flight at once, 1 to 4096.
+    depth: how many I/Os of one batch are in flight at once, 1 to 4096; "auto": 128.
     read_window_us, write_window_ms: how long a read (microseconds) or a write (milliseconds) is
     held for company, at most. Nothing is held while somebody waits for it and the device has room.
     max_held_bytes, max_held_requests: bounds of what is submitted and has not ended, of which
@@ -87,6 +118,8 @@ cdef class Coalescer:
     on an event loop in state "parked".
     max_iops, max_bytes_per_s: I/Os and bytes a second, at most, on average over more than a tenth
     of a second; None: no limit. For users that must leave room for others.
+    trace: record what happens: the last so many requests and I/Os (True: 65536 of each, 88 and 72
+    bytes), for `recording()`; None: only where the command `iolift record` runs the program.
     clock: for tests: a function that returns nanoseconds. No timer runs then; tick() looks at it.
 
     Raises ValueError or TypeError for a bad option, OSError where backend="uring" is refused.
@@ -94,9 +127,9 @@ cdef class Coalescer:
     """
 
     def __cinit__(self, *, backend="auto", order="elevator", gap="auto", max_io=1 << 20,
-                  max_waste=0.25, depth=128, read_window_us=100, write_window_ms=10,
+                  max_waste=0.25, depth="auto", read_window_us=100, write_window_ms=10,
                   max_held_bytes=1 << 26, max_held_requests=1 << 17, max_iops=None,
-                  max_bytes_per_s=None, clock=None, **unknown):
+                  max_bytes_per_s=None, trace=None, clock=None, **unknown):
         if unknown:
             raise TypeError(f"{sorted(unknown)} are no options of a Coalescer: "
                             f"help(iolift.Coalescer) names them")
@@ -117,12 +150,15 @@ cdef class Coalescer:
             max_iops=parse_rate(max_iops, "max_iops"),
             max_bytes_per_s=parse_rate(max_bytes_per_s, "max_bytes_per_s"),
             clock=clock)
-        self.io = choose_backend(backend, parse_int(depth, "depth", 1, MAX_DEPTH))
+        self.io = choose_backend(backend, parse_depth(depth))
         self.scheduler = Scheduler(self.io, **options)
+        self.scheduler.recorder = make_recorder(self, trace)
+        self.costs = {}
         self.files = weakref.WeakSet()
         LIVE.add(self)
 
     def __del__(self):
+        keep_recording(self)
         if self.scheduler is not None:
             self.scheduler.drivers.stop()
         if self.io is not None:
@@ -135,6 +171,15 @@ cdef class Coalescer:
         if self.is_closed:
             raise ValueError("I/O operation on closed coalescer")
         return 0
+
+    cdef Costs costs_of(self, int descriptor, bint direct):
+        # Files of one device share what is known of it. A hosted backend reads what it is asked.
+        if self.rule.gap >= 0 or (self.io.name == "hosted" and not direct):
+            return None
+        key = os.fstat(descriptor).st_dev, direct
+        if key not in self.costs:
+            self.costs[key] = Costs()
+        return self.costs[key]
 
     @property
     def gap(self):
@@ -191,6 +236,14 @@ cdef class Coalescer:
         """Counters since it was made, and what is held now: an iolift.Stats."""
         return Stats(**self.scheduler.stats())
 
+    def recording(self):
+        """What was recorded so far: an iolift.recording.Recording. Needs the option `trace`."""
+        if self.scheduler.recorder is None:
+            raise ValueError("nothing is recorded: Coalescer(trace=True) does")
+        from .recording import IO, REQUEST, Recording
+        return Recording(*self.scheduler.recorder.rows(REQUEST, IO), self.io.name, os.getpid(),
+                         self.scheduler.recorder.began_ns, self.scheduler.recorder.began_at)
+
     def tick(self):
         """Dispatch what is due by the clock, as a timer does where no `clock` was given."""
         self.enter()
@@ -213,6 +266,7 @@ cdef class Coalescer:
             except OSError as error:
                 failure = failure or error
         self.is_closed = True
+        keep_recording(self)
         self.scheduler.drivers.stop()
         self.io.close()
         if failure is not None:

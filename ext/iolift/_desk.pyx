@@ -26,7 +26,8 @@ from ._backend cimport READ, SYNC, WRITE, fork_generation
 from ._dispatch cimport DispatchDesk, file_size
 from ._durable cimport hold_sync, hold_write
 from ._flight cimport Flight
-from ._landing cimport Solo, end_now, enlist, hold_read, let_go
+from ._landing cimport Solo, end_now, enlist, hold_read, let_go, record_io, record_ticket
+from ._recorder cimport WITHDRAWN
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._scheduler cimport Scheduler
 from ._solo cimport begin_solo, end_solo, is_behind_solo, joinable_solo, meets_solo
@@ -85,6 +86,8 @@ cdef class FileDesk(DispatchDesk):
         else:
             return ticket.state == CANCELLED
         self.scheduler.counters.cancelled += 1
+        if self.scheduler.recorder is not None:
+            record_ticket(self, ticket, WITHDRAWN)
         self.pending -= 1
         let_go(ticket)
         ticket.owner = None
@@ -337,6 +340,9 @@ cdef bint read_cached(FileDesk self) except -1:
         return False
     ticket.is_unasked = self.is_unasked = True
     ticket.record.landed_ns = self.scheduler.now()
+    if self.scheduler.recorder is not None:
+        record_io(self, READ, ticket.offset, size, ticket.record.started_ns, got,
+                  ticket.record.number)
     return end_now(self, ticket, 0) == 0
 
 
@@ -369,8 +375,11 @@ cdef bint take_lone(FileDesk self, Ticket ticket, str reason) except -1:
 cdef int take_write(FileDesk self, Ticket ticket) except -1:
     cdef Scheduler scheduler = self.scheduler
     cdef Py_ssize_t count = 0
-    # With a journal what is covered is kept: the one that covers it may be refused yet.
-    cdef int64_t size = 0 if self.log is not None else self.window.supersede(ticket, &count)
+    cdef int64_t size = 0
+    # With a journal what is covered is kept: the one that covers it may be refused yet. So it is
+    # where each request is recorded.
+    if self.log is None and scheduler.recorder is None:
+        size = self.window.supersede(ticket, &count)
     if ticket.end > ticket.offset:          # else a barrier of ours, or nothing to count
         scheduler.counters.requests += 1
         scheduler.counters.writes += 1
@@ -452,6 +461,9 @@ cdef bint reads_in_place(FileDesk self, Ticket ticket, int64_t* got) noexcept:
             or meets_solo(self, READ, ticket.offset, ticket.end)):
         return False
     got[0] = iolift_read_cached(self.target.descriptor, ticket.memory, size, ticket.offset)
+    if got[0] == size and self.scheduler.recorder is not None:
+        record_io(self, READ, ticket.offset, size, ticket.record.started_ns, size,
+                  ticket.record.number)
     return got[0] == size
 
 

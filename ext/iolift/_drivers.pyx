@@ -313,8 +313,8 @@ cdef bint start_thread(Drivers self):
         # No Thread: a signal handler that raises in its start would leave nobody who knows whether
         # it runs.
         _thread.start_new_thread(self.run, ())
-    except (RuntimeError, MemoryError):
-        # The interpreter ends, or there are as many threads as there may be.
+    except Exception:
+        # The interpreter ends, there are as many threads as there may be, or a hook forbids it.
         self.roster.live -= 1
         return False
     return True

@@ -2,12 +2,14 @@
 
 from ._bulk cimport BulkDesk
 from ._coalescer cimport Coalescer
+from ._costs cimport Costs
 from ._ticket cimport Ticket
 
 
 cdef class FileCore(BulkDesk):
     cdef readonly Coalescer coalescer
     cdef readonly bint readable, writable, direct
+    cdef Costs costs                # of its device; None: the gap is fixed
     cdef bint is_closed
     cdef bint is_draining           # close waits for the last ticket, and closes the descriptor
     cdef bint reads_blocks          # a small read is done by way of aligned blocks

@@ -28,11 +28,11 @@ from ._bulk cimport BulkDesk
 from ._coalescer cimport Coalescer
 from ._dispatch cimport file_size, new_ticket
 from ._gil cimport ask_for_gil, give_way, have_gil
-from ._landing cimport Solo, poisoned
+from ._landing cimport Solo, poisoned, record_call, record_io
 from ._request cimport align_down, align_up
 from ._scatter cimport MAX_CHUNK_BYTES
 from ._solo cimport begin_solo, end_solo
-from ._system cimport O_DIRECT, iolift_direct_alignment, iovec
+from ._system cimport O_DIRECT, iolift_direct_alignment, iolift_now_ns, iovec
 from ._ticket cimport DONE, HELD, NEW, PARKED, Ticket, outcome
 
 cdef extern from "<pthread.h>" nogil:
@@ -43,8 +43,6 @@ cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef enum:
-    # gap="auto" of direct files: an I/O costs about as much as 40 KiB of transfer.
-    AUTO_DIRECT_GAP = 1 << 15
     # A direct read of no more costs less by way of a buffer of blocks than as a batch.
     MAX_BOUNCED_BYTES = 1 << 16
     DEFAULT_DIRECT_ALIGNMENT = 4096     # where the kernel does not say (before Linux 6.1)
@@ -68,6 +66,9 @@ cdef class FileCore(BulkDesk):
             prepare_direct(self)
         self.is_plain = self.asks_cache = not direct and coalescer.io.name != "hosted"
         self.reads_blocks = direct and coalescer.io.name != "hosted"
+        self.costs = coalescer.costs_of(fd, direct)
+        if self.scheduler.recorder is not None:
+            self.file_number = self.scheduler.recorder.number_of(name)
         self.owns_descriptor = owns_descriptor      # from here on ours to close
         coalescer.files.add(self)
 
@@ -155,12 +156,16 @@ cdef class FileCore(BulkDesk):
         batch.order = self.coalescer.parsed_order
         batch.rule = self.coalescer.rule
         if batch.rule.gap < 0:
-            batch.rule.gap = AUTO_DIRECT_GAP if self.direct else 0
+            batch.rule.gap = 0
+            batch.costs = self.costs
+            batch.asks_cache = self.is_plain
         batch.max_waste = self.coalescer.max_waste
         batch.target = self.target
         if self.coalescer.io.name == "hosted":
             batch.target.pages = NULL
         batch.trace = self.scheduler.trace
+        batch.recorder = self.scheduler.recorder
+        batch.file_number = self.file_number
         batch.n = n
         return batch
 
@@ -237,9 +242,14 @@ cdef class FileCore(BulkDesk):
         # No window, no plan. If it is small it is one system call, unless it is a direct write.
         cdef Operation operation
         cdef iovec segment
+        cdef int64_t began_ns = 0
+        if self.scheduler.recorder is not None:
+            began_ns = iolift_now_ns()
         if (self.reads_blocks and kind == READ and 0 < size <= MAX_BOUNCED_BYTES
                 and position < INT64_MAX >> 1 and self.scheduler.trace is None
                 and read_blocks(self, memory, size, position)):
+            if began_ns:
+                record_io(self, kind, position, size, began_ns, size, 0)
             return size
         if not self.is_plain or size > MAX_CHUNK_BYTES or self.scheduler.trace is not None:
             return move_batch_of_one(self, kind, memory, size, position)
@@ -255,6 +265,8 @@ cdef class FileCore(BulkDesk):
             ask_for_gil()
         have_gil()
         if operation.result == size:
+            if began_ns:
+                record_io(self, kind, position, size, began_ns, size, 0)
             return size
         # Short or failed: the batch knows how to go on.
         return move_batch_of_one(self, kind, memory, size, position)
@@ -391,7 +403,7 @@ cdef object keep(object data):
 
 cdef int64_t read_now(FileCore self, char* memory, int64_t size, int64_t position,
                       object owner) except -1:
-    cdef int64_t got
+    cdef int64_t got, began_ns = 0
     cdef Ticket ticket
     if not self.reads_go_straight() or self.has_joinable(position, position + size):
         ticket = new_ticket(self, READ, position, position + size, memory, owner)
@@ -403,7 +415,14 @@ cdef int64_t read_now(FileCore self, char* memory, int64_t size, int64_t positio
     self.scheduler.counters.bytes_asked += size
     if size == 0:
         return 0
+    if self.scheduler.recorder is not None:
+        began_ns = iolift_now_ns()
     got = self.read_straight(memory, size, position)
+    if began_ns:
+        record_call(self, READ, position, size, began_ns, got)
+    self.scheduler.counters.batches += 1
+    self.scheduler.counters.extents += 1
+    self.scheduler.counters.bytes_moved += size
     if got < 0:
         raise OSError(-got, os.strerror(<int>-got), self.name)
     return got
@@ -411,7 +430,7 @@ cdef int64_t read_now(FileCore self, char* memory, int64_t size, int64_t positio
 
 cdef int64_t write_now(FileCore self, char* memory, int64_t size, int64_t position,
                        object owner) except -1:
-    cdef int64_t written = 0
+    cdef int64_t written = 0, began_ns = 0
     cdef Ticket ticket
     cdef Solo solo
     if not self.writes_go_straight():
@@ -422,13 +441,19 @@ cdef int64_t write_now(FileCore self, char* memory, int64_t size, int64_t positi
     self.scheduler.counters.writes += 1
     if size == 0:
         return 0
+    if self.scheduler.recorder is not None:
+        began_ns = iolift_now_ns()
     begin_solo(self, &solo, WRITE, position, position + size, NULL)
     try:
         written = self.move_straight(WRITE, memory, size, position)
     finally:
         end_solo(self, &solo, 0)
+    if began_ns:
+        record_call(self, WRITE, position, size, began_ns, written)
     if written < 0:
         raise OSError(-written, os.strerror(<int>-written), self.name)
+    self.scheduler.counters.batches += 1
+    self.scheduler.counters.extents += 1
     self.scheduler.counters.bytes_written += written
     return written
 

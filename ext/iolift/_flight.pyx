@@ -73,6 +73,7 @@ cdef class Flight(Job):
         try:
             self.batch = self.desk.make_batch(self.kind, self.n)
             self.batch.deaf = True
+            self.batch.number = self.record.number
             self.batch.rows.pointers = self.pointers
             self.batch.rows.offsets = self.offsets
             if self.n:

@@ -70,7 +70,7 @@ cdef class JournalledCore(FileCore):
             while self.is_closed and self.cutting and not self.is_finished:
                 self.scheduler.wait_for_landing(INT64_MAX)
             self.is_finished = True
-            self.journal.close()
+            close_journal(self)
         return 0
 
     cdef int at_rest(self) except -1:
@@ -80,7 +80,7 @@ cdef class JournalledCore(FileCore):
             self.is_finished = True
             self.is_draining = True         # others leave the descriptor to this one
             try:
-                self.journal.close()
+                close_journal(self)
             finally:
                 self.is_draining = False
                 FileCore.at_rest(self)
@@ -195,6 +195,16 @@ cdef class JournalledCore(FileCore):
         do_aside(self, lambda: checkpoint_entered(self))
 
 
+cdef int close_journal(JournalledCore self) except -1:
+    # A Ctrl-C may be raised before its first line; then it has let go of nothing yet.
+    try:
+        self.journal.close()
+    except BaseException:
+        self.journal.close()
+        raise
+    return 0
+
+
 cdef int do_aside(JournalledCore self, object work) except -1:
     # Whoever is interrupted stops waiting, and the work goes on. No Thread: its start can be
     # interrupted as well, and then nobody knows whether it runs.
@@ -212,7 +222,7 @@ cdef int do_aside(JournalledCore self, object work) except -1:
     if PyThread_get_thread_ident() == self.scheduler.main_thread:
         try:
             _thread.start_new_thread(run, ())
-        except (RuntimeError, MemoryError):     # the interpreter ends, or there may be no more
+        except Exception:       # the interpreter ends, there may be no more, somebody forbids it
             run()
     else:
         run()

@@ -1,10 +1,11 @@
 # The state of a file's desk, and what becomes of its tickets when something has landed.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ._backend cimport Kind
 from ._log cimport Log, Receipt
+from ._recorder cimport RowState
 from ._scheduler cimport Scheduler
 from ._ticket cimport Desk, Ticket
 from ._window cimport Window
@@ -28,6 +29,7 @@ cdef class LandingDesk(Desk):
     cdef Scheduler scheduler
     cdef Window window
     cdef readonly object name
+    cdef int32_t file_number        # in the recorder
     cdef int poison                 # the errno of a failed sync, for good
     cdef Py_ssize_t pending         # tickets that have not ended
     cdef list flights               # reads under way
@@ -63,5 +65,10 @@ cdef int enlist(LandingDesk self) except -1
 cdef int refuse_held(LandingDesk self, list heard, list hubs) except -1
 cdef void let_go(Ticket ticket) noexcept
 cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1
+cdef void record_ticket(LandingDesk self, Ticket ticket, RowState state) noexcept
+cdef void record_call(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
+                      int64_t result) noexcept
+cdef void record_io(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
+                    int64_t result, uint64_t batch) noexcept
 cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t offset,
                     int64_t outcome, list heard, list hubs) except -1

@@ -29,10 +29,13 @@ from ._drivers cimport Job
 from ._flight cimport Flight, SyncFlight, receive_all
 from ._gil cimport give_way
 from ._log cimport RECEIVED, error_of_receipt
+from ._recorder cimport ENDED, FAILED, RequestRow, RowState, code_of
 from ._scheduler cimport Scheduler, count_time
+from ._system cimport iolift_now_ns
 from ._ticket cimport (
     DONE, FLYING, FROM_DEVICE, HELD, Desk, Record, Ticket, end_ticket, tell,
 )
+from ._trace cimport Event
 from ._window cimport Tickets, Window, Writes
 from .errors import PoisonedError
 
@@ -183,6 +186,8 @@ cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs) except 
     elif ticket.got < ticket.end - ticket.offset:
         ticket.owner = ticket.owner[:ticket.got]        # a copy: the rest is not kept alive
     ticket.state = DONE
+    if self.scheduler.recorder is not None:
+        record_ticket(self, ticket, FAILED if failed else ENDED)
     self.scheduler.drivers.wake_at_landing(&ticket.sleepers)
     self.scheduler.freed(ticket)
     self.pending -= 1
@@ -194,6 +199,49 @@ cdef int end_one(LandingDesk self, Ticket ticket, list heard, list hubs) except 
     if ticket.awaiter is not None or ticket.watchers is not None:
         end_ticket(ticket, heard, hubs)
     return 0
+
+
+cdef void record_ticket(LandingDesk self, Ticket ticket, RowState state) noexcept:
+    cdef RequestRow* row
+    cdef Record record = ticket.record
+    if ticket.kind == WRITE and ticket.end == ticket.offset:
+        return                          # a barrier of ours, or nothing
+    row = self.scheduler.recorder.next_request()
+    row.file = self.file_number
+    row.kind, row.source, row.state = ticket.kind, ticket.source, state
+    row.error = ticket.error or (EIO if state == FAILED else 0)
+    row.offset, row.length = ticket.offset, ticket.end - ticket.offset
+    row.submitted_ns = ticket.submitted_ns
+    row.companions = ticket.companions
+    row.extent_offset, row.extent_length = ticket.extent_offset, max(
+        <int64_t>0, ticket.extent_end - ticket.extent_offset)
+    if record is not None:
+        row.batch, row.reason = record.number, code_of(record.reason)
+        row.dispatched_ns, row.started_ns = record.dispatched_ns, record.started_ns
+        row.ended_ns = record.landed_ns
+    if row.ended_ns == 0:
+        row.ended_ns = iolift_now_ns()
+
+
+cdef void record_call(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
+                      int64_t result) noexcept:
+    # One that passed the window by. result: bytes, or -errno.
+    cdef RequestRow* row = self.scheduler.recorder.next_request()
+    row.file = self.file_number
+    row.kind, row.state = kind, FAILED if result < 0 else ENDED
+    row.reason = code_of("call")
+    row.error = <int>-result if result < 0 else 0
+    row.offset = row.extent_offset = offset
+    row.length = row.extent_length = length
+    row.submitted_ns = row.dispatched_ns = row.started_ns = began_ns
+    row.ended_ns = iolift_now_ns()
+
+
+cdef void record_io(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
+                    int64_t result, uint64_t batch) noexcept:
+    # One that no batch has in its log.
+    cdef Event event = Event(offset, length, length, result, began_ns, iolift_now_ns(), kind, 1)
+    self.scheduler.recorder.add_io(self.file_number, batch, &event)
 
 
 cdef Ticket take_out(Tickets* tickets, Py_ssize_t place):
@@ -400,6 +448,8 @@ cdef int land_sync(LandingDesk self, SyncFlight flight, list heard, list hubs) e
     except BaseException as raised:
         failure = raised
     self.scheduler.io.release(flight.lane)
+    if self.scheduler.recorder is not None:
+        record_io(self, SYNC, 0, 0, flight.dispatched_ns, flight.operation.result, 0)
     if error:
         self.poison = error
     elif failure is None:

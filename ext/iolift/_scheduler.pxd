@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ._backend cimport Backend, Kind
 from ._drivers cimport Drivers, Job, Timed
+from ._recorder cimport Recorder
 from ._ticket cimport Desk, Hub, Ticket
 
 
@@ -48,6 +49,7 @@ cdef class Scheduler(Timed):
     cdef object clock                   # the tests' clock, or None
     cdef set desks                      # those that hold something
     cdef object trace                   # list of int64[k, 3], or None
+    cdef Recorder recorder              # or None
     cdef object parked                  # collections.deque of Tickets
     cdef bint is_admitting              # them
     cdef set sleepers                   # idents of threads in wait_for_landing and wait_for_end

@@ -4,32 +4,31 @@ import numpy as np
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport realloc
-from libc.string cimport memcpy
 
 
-cdef int add_trace(TraceLog* log, int64_t kind, int64_t offset, int64_t length) noexcept nogil:
-    # 0, or -1: out of memory.
+cdef Py_ssize_t add_event(TraceLog* log, const Event* event) noexcept nogil:
     cdef Py_ssize_t room
-    cdef int64_t* items
-    if log.size + 3 > log.room:
-        room = max(192, 2 * log.room)
-        items = <int64_t*>realloc(log.items, room * sizeof(int64_t))
+    cdef Event* items
+    if log.size == log.room:
+        room = max(64, 2 * log.room)
+        items = <Event*>realloc(log.items, room * sizeof(Event))
         if items == NULL:
             return -1
         log.items = items
         log.room = room
-    log.items[log.size] = kind
-    log.items[log.size + 1] = offset
-    log.items[log.size + 2] = length
-    log.size += 3
-    return 0
+    log.items[log.size] = event[0]
+    log.size += 1
+    return log.size - 1
 
 
 cdef object export_trace(const TraceLog* log):
-    # A copy: int64[k, 3].
-    cdef int64_t[::1] copy
-    result = np.empty(log.size, np.int64)
-    if log.size:
-        copy = result
-        memcpy(&copy[0], log.items, log.size * sizeof(int64_t))
-    return result.reshape(-1, 3)
+    # int64[k, 3]: kind, offset, length.
+    cdef int64_t[:, ::1] rows
+    cdef Py_ssize_t i
+    result = np.empty((log.size, 3), np.int64)
+    rows = result
+    for i in range(log.size):
+        rows[i, 0] = log.items[i].kind
+        rows[i, 1] = log.items[i].offset
+        rows[i, 2] = log.items[i].length
+    return result

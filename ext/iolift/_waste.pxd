@@ -6,6 +6,7 @@ from ._plan cimport Rule
 from ._request cimport Request
 
 
-# requests: in planning order. At most rule.gap; -1: out of memory.
+# requests: in planning order. At most rule.gap, 0 where it would bridge no hole; -1: out of
+# memory.
 cdef int64_t affordable_gap(const Request* requests, Py_ssize_t n, const Rule* rule,
                             double max_waste) noexcept nogil

@@ -61,7 +61,9 @@ cdef int64_t affordable_gap(const Request* requests, Py_ssize_t n, const Rule* r
         if 0 < hole <= rule.gap:
             wasted += hole
             count += 1
-    if count == 0 or wasted <= asked * max_waste:
+    if count == 0:
+        return 0
+    if wasted <= asked * max_waste:
         return rule.gap
     holes = <int64_t*>malloc(count * sizeof(int64_t))
     if holes == NULL:

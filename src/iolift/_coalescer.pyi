@@ -8,6 +8,7 @@ from typing_extensions import disjoint_base
 
 from ._file import File
 from ._report import Stats
+from .recording import Recording
 
 class _Host(Protocol):
     def submit(
@@ -25,13 +26,14 @@ class Coalescer:
         gap: int | Literal["auto"] = "auto",
         max_io: int = ...,
         max_waste: float = 0.25,
-        depth: int = 128,
+        depth: int | Literal["auto"] = "auto",
         read_window_us: float = ...,
         write_window_ms: float = ...,
         max_held_bytes: int = ...,
         max_held_requests: int = ...,
         max_iops: float | None = None,
         max_bytes_per_s: float | None = None,
+        trace: int | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None: ...
     def __del__(self) -> None: ...
@@ -61,6 +63,7 @@ class Coalescer:
     def flush(self) -> None: ...
     def sync(self) -> None: ...
     def stats(self) -> Stats: ...
+    def recording(self) -> Recording: ...
     def tick(self) -> None: ...
     def _check(self) -> None: ...
     def close(self) -> None: ...

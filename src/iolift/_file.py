@@ -1,9 +1,13 @@
 """File: the raw file object over FileCore.
 
 Positional calls go straight to the core. What io.RawIOBase adds - a position, modes, readinto and
-write - is here, and follows io.FileIO but for two things: the position is the object's own (the
-descriptor's is never used), and append mode finds the end itself, because the kernel's O_APPEND
-ignores the offsets that this library lives by.
+write - is here, and follows io.FileIO, whose own tests it passes (tests/surfaces/test_fileio.py has
+the deviations), but for these:
+1. The position is the object's own; the descriptor's says only where it starts.
+2. Append mode finds the end itself: the kernel's O_APPEND ignores the offsets that this library
+   lives by, and descriptors that have it are refused, as is what can't be seeked.
+3. write() is write-behind. Whoever asks for the descriptor looks past this object, so `fileno`
+   flushes it first: os.fsync, os.fstat and mmap see all that write() was given until then.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ import contextlib
 import errno
 import fcntl
 import io
+import operator
 import os
 import stat
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 from ._coalescer import Coalescer
@@ -23,7 +29,7 @@ from ._storage import sync_parent
 from .errors import ForkedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import ArrayLike
 
@@ -47,16 +53,19 @@ def _parse_mode(mode: object) -> tuple[str, int]:
     if letters not in MODES:
         raise ValueError(f"mode must be one of r, w, x, a, with + or b or both, not {mode!r}")
     flags = MODES[letters]
-    if "+" in mode:
-        flags = flags & ~ACCESS | os.O_RDWR
-    return letters + "b" + ("+" if "+" in mode else ""), flags
+    if "+" not in mode:
+        return letters + "b", flags
+    # As io.FileIO tells it: how the file was made is no property of it any more.
+    return ("r" if letters == "w" else letters) + "b+", flags & ~ACCESS | os.O_RDWR
 
 
 class File(io.RawIOBase):
     """A file whose reads and writes are merged, sorted and moved in batches.
 
-    path: a path, or an open descriptor (an int), which stays open on close unless closefd.
+    path: a path, or an open descriptor (an int), which stays open on close unless closefd. The
+    position starts where the descriptor's is.
     mode: "r", "w", "x" or "a", with "+" for both ways; "b" may stand in it.
+    opener: called with (path, flags) in place of os.open; returns a descriptor, which is ours then.
     direct: with O_DIRECT, past the page cache. Aligned requests go straight, others through
     bounce buffers, the ragged ends of writes through the page cache.
     coalescer: a Coalescer to share; otherwise one of its own, made with **options.
@@ -72,16 +81,24 @@ class File(io.RawIOBase):
     Safe to use from any thread.
     """
 
-    # Also of an object that __init__ has not seen, and that is closed when it goes.
+    name: Any
+    """What it was opened with: a path or a descriptor. May be set, as io.FileIO's."""
+
+    # Also of an object that __init__ has not seen.
     _core: FileCore | None = None
     _owns_coalescer = False
     _journal: Journal | None = None
+    _closed = True
+    _finalizing = False  # io.IOBase sets it when the object goes unclosed
+    _is_behind = False  # something was written since the last flush
+    _error: OSError | None = None  # was raised by `fileno`, which a caller may have swallowed
 
     def __init__(
         self,
         path: str | bytes | os.PathLike[Any] | int,
         mode: str = "r",
         closefd: bool = True,
+        opener: Callable[[Any, int], int] | None = None,
         *,
         direct: bool = False,
         coalescer: Coalescer | None = None,
@@ -92,6 +109,7 @@ class File(io.RawIOBase):
         **options: Any,
     ) -> None:
         super().__init__()
+        self._start_anew()
         self._mode, flags = _parse_mode(mode)
         if coalescer is not None and options:
             raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
@@ -105,12 +123,14 @@ class File(io.RawIOBase):
             check_sizes(journal_segment_bytes, journal_max_bytes)
             if flags & ACCESS == os.O_RDONLY or flags & os.O_TRUNC:
                 raise ValueError(f"a journal needs the mode r+, a, a+, x or x+, not {mode!r}")
+        # Before there is anything to close: a subclass may refuse it.
+        self.name = path
+        self._closefd = bool(closefd)
         self._coalescer = Coalescer(**options) if coalescer is None else coalescer
         self._owns_coalescer = coalescer is None
         self._lock = threading.RLock()  # a signal handler may come in between
-        self._position = 0
         try:
-            self._core = self._open(path, flags, bool(closefd), bool(direct), kind)
+            self._core = self._open(path, flags, opener, bool(direct), kind)
             if journal is not None:
                 if not isinstance(path, int):
                     sync_parent(path)
@@ -127,6 +147,7 @@ class File(io.RawIOBase):
                 # What a call through here would only pass on costs a quarter of a small read.
                 for name in ("pread", "pwrite", "submit_pwrite", "submit_sync"):
                     setattr(self, name, getattr(self._core, name))
+            self._closed = False
         except BaseException:
             if self._core is not None:
                 self._core.close()
@@ -134,8 +155,16 @@ class File(io.RawIOBase):
                 self._coalescer.close()
             raise
 
+    def _start_anew(self) -> None:
+        # io.FileIO, too, may be initialised again: closed first, if it is open, and opened then.
+        if not self._closed:
+            self.close()
+        for name in ("pread", "pwrite", "submit_pwrite", "submit_sync", "__IOBase_closed"):
+            vars(self).pop(name, None)
+        self._core = self._journal = self._error = None
+
     def _open(
-        self, path: Any, flags: int, closefd: bool, direct: bool, kind: type[FileCore]
+        self, path: Any, flags: int, opener: Any, direct: bool, kind: type[FileCore]
     ) -> FileCore:
         access = {
             "readable": flags & ACCESS != os.O_WRONLY,
@@ -143,22 +172,26 @@ class File(io.RawIOBase):
         }
         if direct:
             flags |= getattr(os, "O_DIRECT", 0)
-        if isinstance(path, int):
-            if isinstance(path, bool) or path < 0:
-                raise ValueError(f"path = {path!r} is no file descriptor")
-            fd, name, owned = path, path, closefd
-            _check_descriptor(fd, direct)
+        handed, name = _as_descriptor(path), path
+        if handed is not None:
+            fd = handed
+        elif not self._closefd:
+            raise ValueError("closefd=False needs a file descriptor, not a path")
+        elif opener is not None:
+            fd = _call(opener, path, flags | os.O_CLOEXEC)
         else:
-            if not closefd:
-                raise ValueError("closefd=False needs a file descriptor, not a path")
             name = os.fspath(path)
-            fd, owned = os.open(name, flags | os.O_CLOEXEC, 0o666), True
+            fd = os.open(name, flags | os.O_CLOEXEC, 0o666)
         try:
-            _check_seekable(fd, name)
-            return kind(self._coalescer, fd, name, direct=direct, owns_descriptor=owned, **access)
+            if handed is not None or opener is not None:
+                _check_descriptor(fd, name, direct)
+            self._blksize, self._position = _survey(fd, name)
+            return kind(
+                self._coalescer, fd, name, direct=direct, owns_descriptor=self._closefd, **access
+            )
         except BaseException:
             # A descriptor that was handed to us stays the caller's until all is well.
-            if not isinstance(path, int):
+            if handed is None:
                 os.close(fd)
             raise
 
@@ -274,8 +307,15 @@ class File(io.RawIOBase):
         """
         if self._core is None or self._core.closed:
             return super().flush()
+        self._is_behind = False
         self._core.flush()
+        self._raise_error()
         return None
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def sync(self) -> None:
         """Return when all that was written so far is on the device (fdatasync).
@@ -285,6 +325,7 @@ class File(io.RawIOBase):
         With a journal it returns when all that was written so far is received there.
         """
         self._file.sync()
+        self._raise_error()
 
     def checkpoint(self) -> None:
         """With a journal: flush, sync the file itself, and let go of what the journal has of it.
@@ -307,18 +348,38 @@ class File(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file, and its coalescer if that is its own. Idempotent."""
-        if self.closed:
+        if self._closed:
             return
+        if self._finalizing:
+            self._dealloc_warn(self)
         with contextlib.ExitStack() as stack:  # whatever fails, the rest is closed, too
             if self._owns_coalescer:
                 stack.callback(self._coalescer.close)
             if self._core is not None:
                 stack.callback(self._core.close)
             # In a forked child there is nothing to flush, and closing is all that it may do.
-            with contextlib.suppress(ForkedError):
-                super().close()
+            try:
+                with contextlib.suppress(ForkedError):
+                    super().close()
+            finally:
+                self._closed = True
+
+    def _dealloc_warn(self, source: object) -> None:
+        # The buffered layers call it, too, with themselves for a source.
+        if self._core is not None and not self._core.closed and self._closefd:
+            _LastWords(source)
 
     # --------------------------------------------------------------------------- as an io.RawIOBase
+
+    def read(self, n: int | None = -1, /) -> bytes:
+        """Read n bytes from the position, fewer at the end; all that follows if negative, None."""
+        size = -1 if n is None else operator.index(n)
+        if size < 0:
+            return self.readall()
+        with self._at_position():
+            data = self._file.pread(size, self._position)
+            self._position += len(data)
+            return data
 
     def readinto(self, buffer: Any, /) -> int:
         """Read at the position into a writable buffer; returns the bytes read, 0 at the end."""
@@ -352,11 +413,13 @@ class File(io.RawIOBase):
             if self._mode.startswith("a"):
                 position = core.size()
             written = core.write_behind(data, position)
+            self._is_behind = True
             self._position = position + written
             return written
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position; returns it, bytes from the beginning."""
+        offset = operator.index(offset)
         with self._at_position():
             core = self._file
             if whence == os.SEEK_SET:
@@ -366,9 +429,8 @@ class File(io.RawIOBase):
             elif whence == os.SEEK_END:
                 position = core.size() + offset
             else:
-                position = os.lseek(core.fileno(), offset, whence)
-            if not isinstance(position, int):
-                raise TypeError(f"offset must be an integer, not {offset!r}")
+                # Of a hole or of data the kernel must know what is held.
+                position = os.lseek(self.fileno(), offset, whence)
             if position < 0 or position > 2**63 - 1:
                 raise OSError(errno.EINVAL, f"position {position} is outside of any file")
             self._position = position
@@ -381,12 +443,23 @@ class File(io.RawIOBase):
         return self._position
 
     def fileno(self) -> int:
-        """The descriptor. Its own position is never used."""
-        return self._file.fileno()
+        """Flush what write() holds; return the descriptor, whose own position is never used.
+
+        Raises the errors of flush; the next flush, sync or close raises them again.
+        """
+        core = self._file
+        if self._is_behind and not core.closed:
+            try:
+                self._is_behind = False
+                core.flush()
+            except OSError as error:
+                self._error = error
+                raise
+        return core.fileno()
 
     def isatty(self) -> bool:
         """Whether it is a terminal, which a seekable file is not."""
-        return os.isatty(self.fileno())
+        return os.isatty(self._file.fileno())
 
     def readable(self) -> bool:
         """Whether the mode allows reading."""
@@ -404,14 +477,19 @@ class File(io.RawIOBase):
         return True
 
     @property
-    def name(self) -> Any:
-        """The path, or the descriptor, that it was opened with."""
-        return self._file.name
+    def mode(self) -> str:
+        """The mode, as io.FileIO tells it: rb, wb, xb, ab, rb+ (also of w+), xb+, ab+."""
+        return self._mode
 
     @property
-    def mode(self) -> str:
-        """The mode, normalised: rb, rb+, wb, wb+, xb, xb+, ab, ab+."""
-        return self._mode
+    def closed(self) -> bool:
+        """Whether close was called."""
+        return self._closed
+
+    @property
+    def closefd(self) -> bool:
+        """Whether close closes the descriptor."""
+        return self._closefd
 
     @property
     def direct(self) -> bool:
@@ -428,35 +506,85 @@ class File(io.RawIOBase):
         """The coalescer that the file is open on."""
         return self._coalescer
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"cannot pickle {type(self).__qualname__!r} object")
+
     def __repr__(self) -> str:
+        kind = "iolift.File" if type(self) is File else type(self).__qualname__
         if self._core is None or self.closed:
-            return f"<iolift.File closed mode={self._mode!r}>"
-        return f"<iolift.File name={self.name!r} mode={self._mode!r} direct={self.direct}>"
+            return f"<{kind} [closed]>"
+        try:
+            name = f"name={self.name!r}"
+        except AttributeError:
+            name = f"fd={self._core.fileno()}"
+        direct = " direct=True" if self.direct else ""
+        return f"<{kind} {name} mode={self._mode!r} closefd={self._closefd}{direct}>"
 
 
-def _check_descriptor(fd: int, direct: bool) -> None:
+class _LastWords:
+    """Warns as it goes: where a filter makes an error of it, it is told and stops nobody."""
+
+    def __init__(self, source: object) -> None:
+        self.source = source
+
+    def __del__(self) -> None:
+        warnings.warn(f"unclosed file {self.source!r}", ResourceWarning, 2, source=self.source)
+
+
+def _as_descriptor(path: object) -> int | None:
+    """None: it is no integer, so a path."""
+    if isinstance(path, bool):
+        raise ValueError(f"path = {path!r} is no file descriptor")
+    try:
+        fd = operator.index(path)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    if not -(2**31) <= fd < 2**31:
+        raise TypeError(f"path = {path!r} is no file descriptor, and no path")
+    if fd < 0:
+        raise ValueError(f"path = {path!r} is no file descriptor")
+    return fd
+
+
+def _call(opener: Callable[[Any, int], int], path: Any, flags: int) -> int:
+    fd = opener(path, flags)
+    if isinstance(fd, bool) or not hasattr(fd, "__index__"):
+        raise TypeError(f"opener must return a file descriptor, not {fd!r}")
+    fd = operator.index(fd)
+    if fd < 0:
+        raise ValueError(f"opener returned {fd}")
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def _check_descriptor(fd: int, name: Any, direct: bool) -> None:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_APPEND:
-        raise ValueError(f"path = {fd}: a descriptor with O_APPEND ignores offsets")
+        raise ValueError(f"path = {name!r}: a descriptor with O_APPEND ignores offsets")
     if direct and not flags & getattr(os, "O_DIRECT", 0):
-        raise ValueError(f"path = {fd}: direct=True needs a descriptor with O_DIRECT")
+        raise ValueError(f"path = {name!r}: direct=True needs a descriptor with O_DIRECT")
     if not direct and flags & getattr(os, "O_DIRECT", 0):
-        raise ValueError(f"path = {fd}: a descriptor with O_DIRECT needs direct=True")
+        raise ValueError(f"path = {name!r}: a descriptor with O_DIRECT needs direct=True")
 
 
-def _check_seekable(fd: int, name: Any) -> None:
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
+def _survey(fd: int, name: Any) -> tuple[int, int]:
+    """Its preferred block size and its position, both in bytes."""
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     try:
-        os.lseek(fd, 0, os.SEEK_CUR)
+        position = os.lseek(fd, 0, os.SEEK_CUR)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}: iolift needs offsets", name) from None
+    return getattr(status, "st_blksize", 0) or io.DEFAULT_BUFFER_SIZE, position
 
 
 def open(
     path: str | bytes | os.PathLike[Any] | int,
     mode: str = "r",
     *,
+    closefd: bool = True,
+    opener: Callable[[Any, int], int] | None = None,
     direct: bool = False,
     coalescer: Coalescer | None = None,
     journal: str | bytes | os.PathLike[Any] | None = None,
@@ -474,4 +602,13 @@ def open(
     8
     b'datasomedata'
     """
-    return File(path, mode, direct=direct, coalescer=coalescer, journal=journal, **options)
+    return File(
+        path,
+        mode,
+        closefd,
+        opener,
+        direct=direct,
+        coalescer=coalescer,
+        journal=journal,
+        **options,
+    )

@@ -1,8 +1,13 @@
-"""What iolift tells about itself: Explanation of one ticket, Stats of a coalescer."""
+"""What iolift tells about itself: Explanation of one ticket, Stats of a coalescer.
+
+In a notebook Stats are a table with two small histograms: markup that needs no script and nothing
+from elsewhere, in the colours of the text around it, so that it is legible in the dark, too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 
@@ -115,3 +120,97 @@ class Stats:
     def to_dict(self) -> dict[str, Any]:
         """The same as a dict, ready for JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f'<tr><th style="text-align:left" colspan="2" scope="colgroup">{group}</th></tr>'
+            + "".join(_html_row(name, getattr(self, name), unit) for name, unit in counters)
+            for group, counters in GROUPS
+        ]
+        charts = [
+            _html_histogram("held", self.hold_histogram_us),
+            _html_histogram("served", self.service_histogram_us),
+        ]
+        return (
+            '<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">'
+            f"<table><tbody>{''.join(rows)}</tbody></table>"
+            f"<div>{''.join(charts)}</div></div>"
+        )
+
+
+# ------------------------------------------------------------------------------------ in a notebook
+
+# Every counter of Stats has its row, by group; "B" are bytes.
+GROUPS = (
+    ("now", (("held_requests", ""), ("held_bytes", "B"), ("batches_in_flight", ""))),
+    ("asked", (("requests", ""), ("reads", ""), ("writes", ""), ("cancelled", ""))),
+    ("I/Os", (("batches", ""), ("extents", ""), ("syncs_asked", ""), ("syncs_issued", ""))),
+    ("without an I/O", (("duplicates", ""), ("joins", ""), ("overlay_hits", ""))),
+    (
+        "bytes",
+        (
+            ("bytes_asked", "B"),
+            ("bytes_moved", "B"),
+            ("bytes_written", "B"),
+            ("bytes_superseded", "B"),
+        ),
+    ),
+)
+BAR, HEIGHT = 9, 60  # of a histogram: the width of a place and the height of the highest, in px
+
+
+def _html_row(name: str, value: int, unit: str) -> str:
+    text = _binary(value) if unit else f"{value:,}"
+    exact = f' title="{value:,} bytes"' if unit else ""
+    return (
+        f'<tr><td style="text-align:left">{escape(name.replace("_", " "))}</td>'
+        f'<td style="text-align:right"{exact}>{escape(text)}</td></tr>'
+    )
+
+
+def _binary(size: int) -> str:
+    """Bytes in binary units, of at least 1 and less than 1024 of them where there are any left."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    step = min(max(abs(size).bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{size / (1 << 10 * step):,.1f} {units[step]}" if step else f"{size:,} B"
+
+
+def _duration(us: int) -> str:
+    """Microseconds, a power of two, in the largest unit that they fill."""
+    for size, unit in ((1_000_000, "s"), (1_000, "ms")):
+        if us >= size:
+            return f"{us / size:.3g} {unit}" if us < 1000 * size else f"{us // size} {unit}"
+    return f"{us} us"
+
+
+def _html_histogram(title: str, counts: tuple[int, ...]) -> str:
+    """The places from the first to the last with any ticket; to hover: each one's range, count."""
+    total = sum(counts)
+    caption = f"{title}: {total:,} tickets"
+    used = [place for place, count in enumerate(counts) if count]
+    if not used:
+        return f"<div>{escape(caption)}</div>"
+    first, last = used[0], used[-1]
+    width = BAR * (last - first + 1)
+    bars = []
+    for place in range(first, last + 1):
+        count = counts[place]
+        # What is there is seen: at least one pixel.
+        height = max(HEIGHT * count / max(counts), 1.0) if count else 0.0
+        low, high = _duration(2**place >> 1), _duration(2**place)
+        span = f"{low} to {high}" if place < len(counts) - 1 else f"{low} and more"
+        bars.append(
+            f'<rect x="{BAR * (place - first)}" y="{HEIGHT - height:.1f}" width="{BAR - 1}" '
+            f'height="{height:.1f}" fill="currentColor" fill-opacity="0.6">'
+            f"<title>{escape(f'{span}: {count:,}')}</title></rect>"
+        )
+    ends = f"{_duration(2**first >> 1)} to {_duration(2**last)}"
+    return (
+        f'<div style="margin-bottom:1em"><div>{escape(caption)}</div>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" '
+        f'height="{HEIGHT + 1}" viewBox="0 0 {width} {HEIGHT + 1}">'
+        f"<title>{escape(f'{caption}, {ends}')}</title>{''.join(bars)}"
+        f'<line x1="0" x2="{width}" y1="{HEIGHT + 0.5}" y2="{HEIGHT + 0.5}" '
+        f'stroke="currentColor" stroke-opacity="0.5"/></svg>'
+        f'<div style="font-size:smaller">{escape(ends)}</div></div>'
+    )

@@ -21,7 +21,9 @@ from importlib import resources
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._doctor_cli import add_doctor
 from ._journal_cli import add_journal
+from ._nbd_cli import add_nbd_plugin
 from ._recording_cli import add_record, add_report
 from ._replay_data import human
 from .replay import Options, ReplayError, Result, Run, replay
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of stdout has left; python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (TraceError, ReplayError, _UsageError) as error:
+    except (TraceError, ReplayError, UsageError) as error:
         return _fail(str(error), 2)
     except MemoryError:
         return _fail("out of memory", 2)
@@ -69,11 +71,11 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as everything here does."""
 
     def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{message} (see {self.prog} --help)")
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-class _UsageError(Exception):
-    pass
+class UsageError(Exception):
+    """What the user asked for can't be done; the text is the line to print."""
 
 
 class _Terminated(BaseException):
@@ -169,7 +171,14 @@ def _add_replay(commands: Any) -> None:
 
 
 HELP_DEFAULT = "(default: %(default)s)"
-SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (_add_replay, add_journal, add_record, add_report)
+SUBCOMMANDS: tuple[Callable[[Any], None], ...] = (
+    _add_replay,
+    add_doctor,
+    add_journal,
+    add_nbd_plugin,
+    add_record,
+    add_report,
+)
 
 
 def _size(text: str) -> int:
@@ -185,7 +194,7 @@ def _run_replay(arguments: argparse.Namespace) -> int:
     fields = Options.__dataclass_fields__
     options = Options(**{name: getattr(arguments, name) for name in fields})
     draw = _plotter(arguments.plot) if arguments.plot else None
-    with closing(_progress()) as progress:
+    with closing(make_progress()) as progress:
         trace = _bundled() if arguments.trace is None else read_trace(arguments.trace)
         result = replay(trace, options, progress)
     if arguments.json:
@@ -212,16 +221,16 @@ def _plotter(path: str) -> Callable[[Result, str], None]:
     """`plot.draw`, or an error now rather than after the replay."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.access(folder, os.W_OK):
-        raise _UsageError(f"--plot: can't write {path}")
+        raise UsageError(f"--plot: can't write {path}")
     try:
         from .plot import draw, formats
     except ImportError as error:
         name = error.name or "matplotlib"
-        raise _UsageError(f"--plot needs {name}: pip install 'iolift[plot]'") from None
+        raise UsageError(f"--plot needs {name}: pip install 'iolift[plot]'") from None
     ending = os.path.splitext(path)[1][1:].lower()
     if ending not in formats():
         known = ", ".join(sorted(formats()))
-        raise _UsageError(f"--plot: {path} must end in one of {known}")
+        raise UsageError(f"--plot: {path} must end in one of {known}")
     return draw
 
 
@@ -415,7 +424,8 @@ class _RichProgress(_LineProgress):
         self.shown = False
 
 
-def _progress() -> _NoProgress:
+def make_progress() -> _NoProgress:
+    """A line on stderr, or nothing if that is no terminal. To be closed."""
     if not sys.stderr.isatty():
         return _NoProgress()
     try:
