@@ -205,7 +205,7 @@ class Recording:
 
         file: a path, or a text file. A track group for each file shows its requests, with the time
         that each was held, queued and served; another one the I/Os and how many are in flight.
-        Of more than 256 at once of a kind the rest is left out; "otherData" says how many.
+        Of more than 4096 at once of a file the rest is left out; "otherData" says how many.
         """
         from ._chrome import write_chrome
 
