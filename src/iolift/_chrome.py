@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .recording import Recording
 
-MAX_LANES = 256
+MAX_LANES = 4096
 IO_PID = 1
 PHASES = ("held", "queued", "served")
 IO_FIELDS = ("offset", "length", "asked", "result", "batch")

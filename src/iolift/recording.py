@@ -205,7 +205,7 @@ class Recording:
 
         file: a path, or a text file. A track group for each file shows its requests, with the time
         that each was held, queued and served; another one the I/Os and how many are in flight.
-        Of more than 256 at once of a kind the rest is left out; "otherData" says how many.
+        Of more than 4096 at once of a file the rest is left out; "otherData" says how many.
         """
         from ._chrome import write_chrome
 
@@ -283,7 +283,9 @@ def _share(row: Any, mates: NDArray[Any], ios: NDArray[Any]) -> float:
 
 
 def read_recording(file: BinaryIO, name: str) -> Recording:
-    """The recording in an open file, which must be one that can seek."""
+    """The recording in an open file."""
+    if not file.seekable():
+        raise RecordingError(name, "is a pipe, and a recording is only read from a file")
     # What zipfile says of bytes that it can't make sense of.
     damage = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, RuntimeError)
     try:
@@ -302,9 +304,9 @@ def read_recording(file: BinaryIO, name: str) -> Recording:
     except RecordingError:
         raise
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # a place before the beginning; or a pipe
+        if error.errno != errno.EINVAL:  # a place before the beginning
             raise
-        raise RecordingError(name, f"is a damaged recording, or a pipe: {error}") from None
+        raise RecordingError(name, f"is a damaged recording: {error}") from None
     except damage as error:
         why = f"is no recording, or a damaged one: {str(error) or type(error).__name__}"
         raise RecordingError(name, why) from None

