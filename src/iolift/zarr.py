@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import itertools
 import mmap
 import os
 import shutil
@@ -29,8 +30,6 @@ import threading
 import uuid
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-
-import numpy as np
 
 from ._coalescer import Coalescer
 from ._file import File
@@ -258,7 +257,7 @@ class LiftStore(LocalStore):
             return []
         with _grouped(key):
             file, size = self._files.find(self.root / key)
-            found = _read_many(file, [_span(asked, size) for asked in byte_ranges])
+            found = _read_many(file, _spans(byte_ranges, size))
         return [(i, _buffer(prototype, data)) for i, data in enumerate(found)]
 
     async def _read(self, key: str, asked: Sequence[ByteRequest | None]) -> list[bytes] | None:
@@ -266,7 +265,7 @@ class LiftStore(LocalStore):
             file, size = self._files.find(self.root / key)
         except NO_VALUE:
             return None
-        spans = [_span(byte_range, size) for byte_range in asked]
+        spans = _spans(asked, size)
         if len(spans) == 1 and spans[0][1] <= INLINE:
             start, n = spans[0]
             return [await file.submit_pread(n, start)]
@@ -438,6 +437,16 @@ def _span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
     return start, min(end, size) - start
 
 
+def _spans(asked: Sequence[ByteRequest | None], size: int) -> list[tuple[int, int]]:
+    # What an inner chunk is asked for with is a quarter of the price here.
+    return [
+        (each.start, each.end - each.start)
+        if type(each) is RangeByteRequest and 0 <= each.start <= each.end <= size
+        else _span(each, size)
+        for each in asked
+    ]
+
+
 def _buffer(prototype: BufferPrototype | None, data: bytes) -> Buffer:
     return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
@@ -463,14 +472,17 @@ def _read_many(file: File, spans: Sequence[tuple[int, int]]) -> list[bytes]:
     found: list[bytes] = [b""] * len(spans)
     large = [i for i, (_, n) in enumerate(spans) if n > LARGE]
     tickets = [file.submit_pread(spans[i][1], spans[i][0]) for i in large]
-    small = sorted((start, n, i) for i, (start, n) in enumerate(spans) if 0 < n <= LARGE)
+    small = [(start, n, i) for i, (start, n) in enumerate(spans) if 0 < n <= LARGE]
+    if sum(n for _, n, _ in small) > SCRATCH:
+        small.sort()  # neighbours go to the same batch
     try:
         scratch = _idle.pop()
     except IndexError:
         scratch = mmap.mmap(-1, SCRATCH, PRIVATE)
     try:
-        while small:
-            small = _read_small(file, small, scratch, found)
+        at = 0
+        while at < len(small):
+            at = _read_small(file, small, at, scratch, found)
     finally:
         if len(_idle) < MOST_IDLE:
             _idle.append(scratch)
@@ -480,25 +492,30 @@ def _read_many(file: File, spans: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def _read_small(
-    file: File, asked: list[tuple[int, int, int]], scratch: mmap.mmap, found: list[bytes]
-) -> list[tuple[int, int, int]]:
-    # As many as the scratch memory takes, as one batch; returns the rest. Slices of an mmap are
-    # bytes, and it begins where the kernel copies fast.
-    starts, lengths, _ = np.array(asked, np.int64).T
-    ends = np.cumsum(lengths)
-    count = int(np.searchsorted(ends, SCRATCH, "right"))
-    batch = asked[:count]
+    file: File, asked: list[tuple[int, int, int]], at: int, scratch: mmap.mmap, found: list[bytes]
+) -> int:
+    # From `at`, as many as the scratch memory takes, as one batch; returns where the next begins.
+    # Slices of an mmap are bytes, and it begins where the kernel copies fast.
+    ends: list[int] = []
+    total = 0
+    for _, n, _ in itertools.islice(asked, at, None):
+        total += n
+        if total > SCRATCH:
+            break
+        ends.append(total)
+    batch = asked[at : at + len(ends)]
+    starts, lengths = [start for start, _, _ in batch], [n for _, n, _ in batch]
     try:
-        with memoryview(scratch)[: int(ends[count - 1])] as memory:
-            file.read_ranges(starts[:count], lengths[:count], out=memory)
+        with memoryview(scratch)[: ends[-1]] as memory:
+            file.read_ranges(starts, lengths, out=memory)
     except (RangeError, ShortReadError):
         # It was cut meanwhile, or the device has bad places: then each range is on its own.
         for start, n, i in batch:
             found[i] = file.pread(n, start)
-        return asked[count:]
-    for (_, n, i), end in zip(batch, ends.tolist(), strict=False):
-        found[i] = scratch[end - n : end]
-    return asked[count:]
+    else:
+        for (_, n, i), end in zip(batch, ends, strict=True):
+            found[i] = scratch[end - n : end]
+    return at + len(batch)
 
 
 def _unlink(name: str) -> None:
