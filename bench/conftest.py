@@ -15,12 +15,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from _measure import Question
 from _work import UnavailableError, work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from _measure import Question, Side
+    from _measure import Side
     from _work import Work
 
 _open: list[Question] = []
@@ -36,7 +37,8 @@ def _work() -> Iterator[Work]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per (question, side) of the module."""
     if "side_name" in metafunc.fixturenames:
-        pairs = [(q, name) for q in metafunc.module.QUESTIONS for name in q.names]
+        asked = [q for q in metafunc.module.QUESTIONS if isinstance(q, Question)]
+        pairs = [(q, name) for q in asked for name in q.names]
         ids = [f"{q.key}-{name}" for q, name in pairs]
         metafunc.parametrize(("question", "side_name"), pairs, ids=ids)
 
