@@ -16,6 +16,7 @@ import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def plain(found: Any) -> bytes | None:
 
 async def ranges(store: Any, key: str, asked: list[Any]) -> list[bytes]:
     groups = await collect(store.get_ranges(key, asked, prototype=PROTOTYPE))
-    found = dict(pair for group in groups for pair in group)
+    found = dict(chain.from_iterable(groups))
     return [found[i].to_bytes() for i in range(len(asked))]
 
 
@@ -127,10 +128,9 @@ class TestStore(suite.StoreTests[LiftStore, Buffer]):
         assert store.supports_partial_writes == LocalStore(store.root).supports_partial_writes
 
 
-for name, test in inspect.getmembers(TestStore, inspect.iscoroutinefunction):
-    if name.startswith("test_"):
-        setattr(TestStore, name, as_plain(test))
-del name, test
+for _name, _test in inspect.getmembers(TestStore, inspect.iscoroutinefunction):
+    if _name.startswith("test_"):
+        setattr(TestStore, _name, as_plain(_test))
 
 
 def test_every_test_of_the_suite_is_run() -> None:
@@ -146,7 +146,10 @@ DATA = np.random.default_rng(1).bytes(SIZE)
 REQUESTS = [
     None,
     *(RangeByteRequest(a, b) for a, b in ((0, 0), (0, 1), (5, SIZE), (7, SIZE + 9), (SIZE, SIZE))),
-    *(RangeByteRequest(a, b) for a, b in ((SIZE + 5, SIZE + 9), (1 << 20, 1 << 21), (BLOCK, 9000))),
+    *(
+        RangeByteRequest(a, b)
+        for a, b in ((SIZE + 5, SIZE + 9), (1 << 40, (1 << 40) + 5), (BLOCK, 9000))
+    ),
     *(OffsetByteRequest(a) for a in (0, 1, SIZE - 1, SIZE, SIZE + 1, 1 << 40)),
     *(SuffixByteRequest(a) for a in (0, 1, BLOCK, SIZE, SIZE + 1, 1 << 40)),
 ]
@@ -289,6 +292,19 @@ def test_neighbours_are_one_extent_and_mixed_sizes_come_right(tmp_path: Path) ->
         assert coalescer.stats().extents == 1
         assert ranges_sync(store, "c", asked) == expected
         assert asyncio.run(ranges(store, "c", asked)) == expected
+
+
+def test_more_than_the_scratch_memory_is_merged_as_well(tmp_path: Path) -> None:
+    rows = shard(tmp_path / "c")
+    chosen = np.random.default_rng(8).permutation(2048).tolist()
+    assert len(chosen) * BLOCK == 2 * ours.SCRATCH
+    with iolift.Coalescer(max_io=ours.SCRATCH) as coalescer:
+        store = LiftStore(tmp_path, coalescer=coalescer)
+        expected = [rows[k].tobytes() for k in chosen]
+        assert ranges_sync(store, "c", blocks_of(chosen)) == expected
+        stats = coalescer.stats()
+    assert stats.batches == 2
+    assert stats.extents <= 4
 
 
 @pytest.mark.parametrize("n", [1, 100, BLOCK, ours.INLINE + 1, ours.LARGE + 1])
@@ -442,12 +458,22 @@ def test_an_inode_number_is_not_used_again_while_the_file_is_open(tmp_path: Path
         path.unlink()
 
 
+def test_what_was_deleted_here_is_not_kept_open(tmp_path: Path) -> None:
+    store = LiftStore(tmp_path)
+    for key in ("a/b/0", "a/b/1", "ab/0"):
+        store.set_sync(key, value(b"x"))
+        store.get_sync(key)
+    asyncio.run(store.delete_dir("a"))
+    assert open_below(tmp_path) == [f"{tmp_path}/ab/0"]
+    asyncio.run(store.delete("ab"))
+    assert not open_below(tmp_path)
+
+
 def test_a_moved_store(tmp_path: Path) -> None:
     store = LiftStore(tmp_path / "a")
     store.set_sync("k", value(b"1"))
     assert plain(store.get_sync("k")) == b"1"
     asyncio.run(store.move(tmp_path / "b"))
-    LocalStore(tmp_path / "a")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "k").write_bytes(b"2")
     assert plain(store.get_sync("k")) == b"1"
