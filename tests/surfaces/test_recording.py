@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from iolift import _chrome, recording
+from iolift import _chrome, _recording_cli, recording
 from iolift.cli import main
 from iolift.recording import IO, REQUEST, Recording, RecordingError, merge
 from iolift.traces import MIB, read_trace
@@ -510,6 +510,7 @@ def test_chrome_keeps_the_rules(n: int) -> None:
     assert there["io"] == len(made.ios) - other["left_out_ios"]
     counter = [event["args"]["I/Os"] for event in events if event["ph"] == "C"]
     assert not counter or counter[-1] == 0
+    assert all(event["dur"] > 0 for event in slices if event["cat"] == "phase")
 
 
 def test_chrome_shows_held_queued_served() -> None:
@@ -869,7 +870,7 @@ def test_record_passes_signals_on_and_saves(number: signal.Signals, tmp_path: Pa
     assert len(Recording.load(tmp_path / "iolift.trace.npz").requests) == 5
 
 
-def test_a_ctrl_c_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> None:
+def test_a_ctrl_c_of_the_terminal_is_the_programs(tmp_path: Path) -> None:
     """In a terminal of its own: both are in the foreground, and the terminal tells both."""
     (tmp_path / "program.py").write_text(
         textwrap.dedent(FAKE)
@@ -883,7 +884,7 @@ def test_a_ctrl_c_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> No
             while not heard:
                 signal.pause()
             print("bye", flush=True)
-            sys.stdin.readline()         # a second one would have come before this line
+            sys.stdin.readline()
             sys.exit(len(heard))
             """
         )
@@ -908,6 +909,26 @@ def test_a_ctrl_c_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> No
             said += os.read(screen.fileno(), 1000)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
     assert len(Recording.load(tmp_path / "iolift.trace.npz").requests) == 5
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_only_what_no_terminal_sent_is_passed_on(
+    typed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal has sent its SIGINT to the program, too: a second one could end its clean-up."""
+    monkeypatch.setattr(_recording_cli, "_in_foreground", lambda: typed)
+    passed: list[int] = []
+
+    class Child:
+        send_signal = passed.append
+
+    with _recording_cli._passing_signals_on() as pass_to:
+        signal.raise_signal(signal.SIGTERM)  # before there is a child: it comes later
+        pass_to(Child())
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
+    assert passed == (wanted[::2] if typed else wanted)
 
 
 # ------------------------------------------------------------------------ with a true coalescer

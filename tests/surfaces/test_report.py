@@ -140,6 +140,7 @@ def test_in_flight_is_a_naive_count(seed: int) -> None:
     end = begin + rng.integers(0, 10, 40)
     moments, count = data.in_flight(begin, end)
     assert (np.diff(moments) > 0).all()
+    assert (np.diff(count) != 0).all()
     for at in range(-1, 45):
         place = int(np.searchsorted(moments, at, "right")) - 1
         wanted = int(((begin <= at) & (at < end)).sum())
@@ -234,6 +235,11 @@ def test_the_slowest_say_why_they_failed() -> None:
     row = {"state": 1, "errno": 28, "submitted_ns": 1, "dispatched_ns": 2, "ended_ns": 9}
     (one,) = data.worst(of_rows([row, {"state": 2, "ended_ns": 99}]), 5)
     assert one.sentence.endswith(f"; ENOSPC: {os.strerror(28)}")
+
+
+def test_those_without_a_batch_stand_for_themselves() -> None:
+    rows = [{"batch": b, "submitted_ns": 1, "ended_ns": 2 + b + i} for i in (1, 2) for b in (0, 7)]
+    assert [one.total_us for one in data.worst(of_rows(rows), 9)] == [0.01, 0.003, 0.002]
 
 
 def test_files_lie_apart() -> None:
