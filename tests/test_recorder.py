@@ -10,12 +10,13 @@ import os
 import random
 from errno import EIO, EROFS
 
+import child
 import numpy as np
 import pytest
 from faulty import FaultyDisk
 
 import iolift
-from iolift.recording import IO, REASONS, REQUEST
+from iolift.recording import IO, REASONS, REQUEST, Recording
 
 READ, WRITE, SYNC = 0, 1, 2
 ENDED, FAILED, WITHDRAWN = 0, 1, 2
@@ -248,3 +249,17 @@ def test_a_recording_is_a_copy(make_file):
             f.pread(2, k)
         assert asked(recording) == [(READ, 0, 1)]
     assert len(f.coalescer.recording().requests) == 5  # also of a closed one
+
+
+@pytest.mark.parametrize(("trace", "saved"), [(None, 1), (5, 1), (True, 1), (False, 0)])
+def test_the_environment_records_whoever_does_not_refuse(tmp_path, make_file, trace, saved):
+    path, _ = make_file(BLOCK)
+    code = """
+        import sys
+        import iolift
+        with iolift.open(sys.argv[1], trace=eval(sys.argv[2])) as f:
+            f.pread(1, 0)
+    """
+    child.run(code, path, trace, IOLIFT_RECORD=str(tmp_path))
+    found = [Recording.load(name) for name in tmp_path.glob("*.npz")]
+    assert sum(len(recording.requests) for recording in found) == saved

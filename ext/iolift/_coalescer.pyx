@@ -56,14 +56,15 @@ cdef Py_ssize_t parse_depth(object value) except -1:
 
 
 cdef Recorder make_recorder(Coalescer coalescer, object trace):
-    if trace is None and os.environ.get("IOLIFT_RECORD"):
+    cdef Py_ssize_t capacity = 0
+    if trace is not None and trace is not False:
+        capacity = AUTO_TRACE if trace is True else parse_int(trace, "trace", 1, MAX_REQUESTS)
+    if trace is not False and os.environ.get("IOLIFT_RECORD"):
         from . import recording
+        capacity = max(capacity, <Py_ssize_t>recording.capacity())
         coalescer.is_attached = True
         recording.attach(coalescer)
-        return Recorder(recording.capacity())
-    if trace is None or trace is False:
-        return None
-    return Recorder(AUTO_TRACE if trace is True else parse_int(trace, "trace", 1, MAX_REQUESTS))
+    return Recorder(capacity) if capacity else None
 
 
 cdef int keep_recording(Coalescer self) except -1:
@@ -119,7 +120,8 @@ cdef class Coalescer:
     max_iops, max_bytes_per_s: I/Os and bytes a second, at most, on average over more than a tenth
     of a second; None: no limit. For users that must leave room for others.
     trace: record what happens: the last so many requests and I/Os (True: 65536 of each, 88 and 72
-    bytes), for `recording()`; None: only where the command `iolift record` runs the program.
+    bytes), for `recording()`; None: only where the command `iolift record` runs the program;
+    False: not even there.
     clock: for tests: a function that returns nanoseconds. No timer runs then; tick() looks at it.
 
     Raises ValueError or TypeError for a bad option, OSError where backend="uring" is refused.
