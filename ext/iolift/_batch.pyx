@@ -214,16 +214,15 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
             sort_by_index(self.pieces, self.piece_count)
     else:
         merger.rule.alignment = self.target.alignment
+        if self.learns and self.asks_cache and (self.request_count < 2 or is_cached(self)):
+            # Of bytes in memory none is worth reading in vain; what they cost says nothing of the
+            # device, either.
+            self.learns = False
+            merger.rule.gap = 0
         merger.rule.gap = affordable_gap(self.requests, self.request_count, &merger.rule,
                                          self.max_waste)
         if merger.rule.gap < 0:
             return -1
-        if self.learns and self.asks_cache:
-            # Of bytes in memory none is worth reading in vain; what they cost says nothing of the
-            # device, either. Nor is it asked for where it makes no difference.
-            self.learns = merger.rule.gap > 0 and not is_cached(self)
-            if not self.learns:
-                merger.rule.gap = 0
         self.rule.gap = merger.rule.gap
     status = merge_block(&merger, self.pieces, self.piece_count, NULL, NULL)
     end_merge(&merger)
