@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import mmap
 import os
 import tempfile
 from collections import defaultdict
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._coalescer import Coalescer
+from ._scratch import SCRATCH, borrowed_scratch
 from .errors import ForkedError, RangeError, ShortReadError
 
 try:
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LiftFile", "LiftFileSystem"]
 
-# Smaller stays in the CPU's cache, larger keeps the device busy: between 1 and 8 MiB it is all one.
-SCRATCH = 4 << 20
-MOST_IDLE = 4
-PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 # What AbstractFileSystem and its metaclass take: everything else is for the Coalescer.
 FSSPEC_OPTIONS = {
     *("asynchronous", "batch_size", "loop", "listings_expiry_time", "max_paths"),
@@ -61,8 +57,6 @@ def _shared_coalescer(options: frozenset[tuple[str, Any]]) -> Coalescer:
 
 
 os.register_at_fork(after_in_child=_shared_coalescer.cache_clear)
-
-_idle: list[mmap.mmap] = []  # scratch memory; who pops it has it alone
 
 
 class LiftFileSystem(LocalFileSystem):  # type: ignore[misc]
@@ -273,35 +267,24 @@ def _read_many(f: File, starts: list[Any], ends: list[Any]) -> list[Any]:
 def _read_small(
     f: File, places: NDArray[Any], first: NDArray[Any], lengths: NDArray[Any], answers: list[Any]
 ) -> None:
-    # In ascending order, as many at a time as the scratch memory takes. Slices of an mmap are
-    # bytes, at half the price of those of a memoryview, and it begins where the kernel copies fast.
-    # To map it and touch it first costs as much as a dozen reads: so some are kept.
+    # In ascending order, as many at a time as the scratch memory takes.
     ends = np.cumsum(lengths)
     begins = ends - lengths
-    scratch = _scratch()
     at = 0
-    while at < len(places):
-        base = int(begins[at])
-        to = int(np.searchsorted(ends, base + SCRATCH, "right"))
-        part, at = slice(at, to), to
-        chosen, starts, stops = places[part], begins[part] - base, ends[part] - base
-        if _fill(f, first[part], lengths[part], memoryview(scratch)[: int(stops[-1])]):
-            rows = zip(chosen.tolist(), starts.tolist(), stops.tolist(), strict=True)
-            for i, start, stop in rows:
-                answers[i] = scratch[start:stop]
-        else:
-            rows = zip(chosen.tolist(), first[part].tolist(), lengths[part].tolist(), strict=True)
-            for i, start, n in rows:
-                answers[i] = _outcome(f, start, start + n)
-    if len(_idle) < MOST_IDLE:
-        _idle.append(scratch)
-
-
-def _scratch() -> mmap.mmap:
-    try:
-        return _idle.pop()
-    except IndexError:
-        return mmap.mmap(-1, SCRATCH, flags=PRIVATE)
+    with borrowed_scratch() as scratch:
+        while at < len(places):
+            base = int(begins[at])
+            to = int(np.searchsorted(ends, base + SCRATCH, "right"))
+            part, at = slice(at, to), to
+            chosen, starts, stops = places[part], begins[part] - base, ends[part] - base
+            if _fill(f, first[part], lengths[part], memoryview(scratch)[: int(stops[-1])]):
+                rows = zip(chosen.tolist(), starts.tolist(), stops.tolist(), strict=True)
+                for i, start, stop in rows:
+                    answers[i] = scratch[start:stop]
+            else:
+                asked = first[part].tolist(), lengths[part].tolist()
+                for i, start, n in zip(chosen.tolist(), *asked, strict=True):
+                    answers[i] = _outcome(f, start, start + n)
 
 
 def _fill(f: File, first: NDArray[Any], lengths: NDArray[Any], memory: memoryview) -> bool:

@@ -23,7 +23,6 @@ import contextlib
 import errno
 import functools
 import itertools
-import mmap
 import os
 import shutil
 import threading
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ._coalescer import Coalescer
 from ._file import File
+from ._scratch import SCRATCH, borrowed_scratch
 from .errors import RangeError, ShortReadError
 
 try:
@@ -43,6 +43,7 @@ except ImportError as error:
     raise ImportError("iolift.zarr needs zarr >= 3.1: pip install 'iolift[zarr]'") from error
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
@@ -53,12 +54,7 @@ __all__ = ["LiftStore"]
 
 INLINE = 256 << 10  # copying more from the page cache takes longer than a hop to a thread
 LARGE = 1 << 20  # read to where it stays, not through the scratch memory
-SCRATCH = 4 << 20
-MOST_IDLE = 4
-PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 NO_VALUE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-
-_idle: list[mmap.mmap] = []  # scratch memory; who pops it has it alone
 
 
 class LiftStore(LocalStore):
@@ -475,17 +471,10 @@ def _read_many(file: File, spans: Sequence[tuple[int, int]]) -> list[bytes]:
     small = [(start, n, i) for i, (start, n) in enumerate(spans) if 0 < n <= LARGE]
     if sum(n for _, n, _ in small) > SCRATCH:
         small.sort()  # neighbours go to the same batch
-    try:
-        scratch = _idle.pop()
-    except IndexError:
-        scratch = mmap.mmap(-1, SCRATCH, PRIVATE)
-    try:
-        at = 0
+    at = 0
+    with borrowed_scratch() as scratch:
         while at < len(small):
             at = _read_small(file, small, at, scratch, found)
-    finally:
-        if len(_idle) < MOST_IDLE:
-            _idle.append(scratch)
     for i, ticket in zip(large, tickets, strict=True):
         found[i] = ticket.result()
     return found
@@ -495,7 +484,6 @@ def _read_small(
     file: File, asked: list[tuple[int, int, int]], at: int, scratch: mmap.mmap, found: list[bytes]
 ) -> int:
     # From `at`, as many as the scratch memory takes, as one batch; returns where the next begins.
-    # Slices of an mmap are bytes, and it begins where the kernel copies fast.
     ends: list[int] = []
     total = 0
     for _, n, _ in itertools.islice(asked, at, None):

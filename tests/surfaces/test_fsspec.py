@@ -27,12 +27,13 @@ import pytest
 from faulty import FaultyDisk
 
 import iolift
+from iolift import _scratch
 
 fsspec = pytest.importorskip("fsspec")
 abstract = pytest.importorskip("fsspec.tests.abstract")
 ours = pytest.importorskip("iolift.fsspec")
 LocalFileSystem = fsspec.get_filesystem_class("file")
-LiftFileSystem, MOST_IDLE, SCRATCH = ours.LiftFileSystem, ours.MOST_IDLE, ours.SCRATCH
+LiftFileSystem, MOST_IDLE, SCRATCH = ours.LiftFileSystem, _scratch.MOST_IDLE, _scratch.SCRATCH
 
 BLOCK = 4096
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -768,12 +769,14 @@ def test_scratch_memory_is_not_hoarded(make_file: Any) -> None:
     fs = LiftFileSystem()
     for _ in range(MOST_IDLE + 2):
         fs.cat_ranges([path] * 3, [0, 5, 9], [1, 6, 10])
-    assert len(ours._idle) <= MOST_IDLE
-    held = [ours._scratch() for _ in range(MOST_IDLE + 1)]  # all that is idle, and a new one
-    assert not ours._idle
-    fs.cat_ranges([path] * 3, [0, 5, 9], [1, 6, 10])
-    assert len(ours._idle) == 1
-    assert ours._idle[0] not in held
+    assert len(_scratch._idle) <= MOST_IDLE
+    with contextlib.ExitStack() as stack:
+        # All that is idle, and a new one.
+        held = [stack.enter_context(_scratch.borrowed_scratch()) for _ in range(MOST_IDLE + 1)]
+        assert not _scratch._idle
+        fs.cat_ranges([path] * 3, [0, 5, 9], [1, 6, 10])
+        assert len(_scratch._idle) == 1
+        assert _scratch._idle[0] not in held
 
 
 def test_the_text_runs(tmp_path: Path, monkeypatch: Any) -> None:
