@@ -99,6 +99,13 @@ class _Entry(NamedTuple):
         return self.coalescer() if self.pid == os.getpid() else None
 
 
+class _Counts(NamedTuple):
+    backend: str
+    order: str
+    closed: bool
+    stats: Stats
+
+
 class _Collector(Collector):
     """All coalescers of one registry."""
 
@@ -130,16 +137,21 @@ class _Collector(Collector):
         return _families({})
 
     def collect(self) -> Iterator[Metric]:
+        # Only counts leave the lock: a scrape keeps no coalescer alive, or one that its program has
+        # dropped would now and then still have its name.
         with _lock:
-            alive = self._alive()
-        return _families(alive)
+            counts = {
+                name: _Counts(c.backend, c.order, c.closed, c.stats())
+                for name, c in self._alive().items()
+            }
+        return _families(counts)
 
 
-def _families(coalescers: dict[str, Coalescer]) -> Iterator[Metric]:
-    stats = {name: c.stats() for name, c in coalescers.items()}
+def _families(counts: dict[str, _Counts]) -> Iterator[Metric]:
+    stats = {name: c.stats for name, c in counts.items()}
     about = InfoMetricFamily("iolift_coalescer", "Its backend", labels=LABELS)
     state = GaugeMetricFamily("iolift_open", "1, or 0 when it is closed", labels=LABELS)
-    for name, c in coalescers.items():
+    for name, c in counts.items():
         about.add_metric([name], {"backend": c.backend, "order": c.order})
         state.add_metric([name], float(not c.closed))
     yield from (about, state, _merge_factor(stats))

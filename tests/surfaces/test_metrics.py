@@ -241,6 +241,17 @@ def test_a_forked_child_exports_none_of_its_parents(registry: CollectorRegistry)
         assert names(registry) == {"main"}
 
 
+def test_a_scrape_keeps_no_coalescer_alive(registry: CollectorRegistry) -> None:
+    c = iolift.Coalescer(backend="posix")
+    metrics.register(c, name="main", registry=registry)
+    scrape = registry.collect()
+    next(family for family in scrape if family.name == "iolift_open")
+    del c
+    with iolift.Coalescer(backend="posix") as other:
+        metrics.register(other, name="main", registry=registry)
+    assert next(scrape).name == "iolift_merge_factor"
+
+
 def test_scrapes_beside_registrations(registry: CollectorRegistry) -> None:
     scraping, failed = threading.Event(), []
 
