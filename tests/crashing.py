@@ -134,11 +134,20 @@ def reopen(state: ModelDisk, **options: Any) -> Journal:
 
 class Explorer:
     """Crashes one run after each operation, `per_point` times, and each recovery again, `deep`
-    times. Counts the states that it has seen."""
+    times. kills: how often it is the process that dies. Counts the states that it has seen."""
 
-    def __init__(self, seed: int, *, per_point: int = 1, deep: int = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        per_point: int = 1,
+        deep: int = 2,
+        kills: float = 0.1,
+        **options: Any,
+    ) -> None:
         self.chance = random.Random(seed)
         self.per_point, self.deep, self.options = per_point, deep, options
+        self.kills = kills
         self.states = 0
 
     def run(self, steps: int, targets: int = 1, disk: Recorder | None = None) -> None:
@@ -170,7 +179,7 @@ class Explorer:
             for _ in range(self.per_point):
                 known = [key for key in keys if key in asked_keys[-KEYS:]]
                 told = Told(asked, received[-1], known, asked_keys)
-                if self.deep and self.chance.random() < 0.1:
+                if self.deep and self.chance.random() < self.kills:
                     self.kill(disk, told, self.deep)
                 else:
                     self.look(disk.crash(self.chance), told, self.deep)

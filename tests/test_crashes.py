@@ -171,7 +171,7 @@ def test_all_that_was_found_must_be_synced(name: str, monkeypatch: pytest.Monkey
         sync(Half(storage, handles.__contains__), found)
 
     monkeypatch.setattr(_recovery, "_sync_found", half)
-    assert_caught(lambda seed: Explorer(seed, per_point=3, deep=2).run(20, 1))
+    assert_caught(lambda seed: Explorer(seed, per_point=3, deep=2, kills=0.9).run(20, 1))
 
 
 if __name__ == "__main__":
