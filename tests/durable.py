@@ -1,7 +1,7 @@
-"""Goal: a whole file with a journal, on a disk that can crash.
+"""Goal: whole files with a journal, on a disk that can crash.
 
-`Stack` opens a file whose backend and whose journal both end on one recording disk
-(modeldisk.Recorder), beside a real file that the core asks for its size. After each operation the
+`Stack` opens files whose backend and whose journal all end on one recording disk
+(modeldisk.Recorder), beside real files that the core asks for their sizes. After each operation the
 power may go; the journal is then opened by itself, as a recovery would.
 """
 
@@ -37,7 +37,7 @@ class Backend:
             return 0
         data = b"".join(bytes(buffer) for buffer in buffers)
         with self.disk.lock_of_log:
-            self.disk.write(0, data, offset)
+            self.disk.write(fd, data, offset)
             return os.pwrite(fd, data, offset)
 
     def reap(self, wait: bool) -> list[tuple[int, int]]:
@@ -45,15 +45,20 @@ class Backend:
 
 
 class Disk(Recorder):
-    """The recorder as a journal's storage, for one target: the descriptor of the real file stands
-    for it."""
+    """The recorder as a journal's storage: descriptors of real files stand for its targets, in the
+    order in which they are first seen."""
 
-    def __init__(self) -> None:
-        super().__init__(1)
+    def __init__(self, targets: int = 1) -> None:
+        super().__init__(targets)
         self.lock_of_log = threading.RLock()
+        self.descriptors: list[int] = []
 
     def _target(self, handle: int) -> int:
-        return handle if handle == 0 or handle >= 1000 else 0
+        if handle < len(self.targets) or handle >= 1000:
+            return handle
+        if handle not in self.descriptors:
+            self.descriptors.append(handle)
+        return self.descriptors.index(handle)
 
     def write(self, handle: int, data: Any, offset: int) -> int:
         with self.lock_of_log:
@@ -76,40 +81,52 @@ class Disk(Recorder):
 
 
 class Stack:
-    """A file with a journal on a Disk."""
+    """Files with one journal on a Disk."""
 
     def __init__(
-        self, folder: Path, patch: pytest.MonkeyPatch, disk: Disk | None = None, **options: Any
+        self,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        disk: Disk | None = None,
+        count: int = 1,
+        **options: Any,
     ) -> None:
-        self.disk = disk or Disk()
-        path = folder / "data"
-        path.write_bytes(b"")
+        self.disk: Any = disk or Disk(count)
+        paths = [folder / f"data{i}" for i in range(count)]
+        for path in paths:
+            path.write_bytes(b"")
         options = {"journal_segment_bytes": SEGMENT, "journal_max_bytes": 6 * SEGMENT, **options}
         options["backend"] = Backend(self.disk)
-        self.file = iolift.open(path, "r+", journal=self.disk, **options)
+        if count == 1:
+            self.files = iolift.Files([iolift.open(paths[0], "r+", journal=self.disk, **options)])
+        else:
+            self.files = iolift.open_together(paths, "r+", journal=self.disk, **options)
+        self.file = self.files[0]
         real = os.ftruncate
-        fd = self.file.fileno()
+        descriptors = [file.fileno() for file in self.files]
 
         def both(handle: int, size: int) -> None:
             with self.disk.lock_of_log:
-                if handle == fd:
-                    self.disk.truncate(0, size)
+                if handle in descriptors:
+                    self.disk.truncate(handle, size)
                 real(handle, size)
 
         patch.setattr(os, "ftruncate", both)
-        self.content = bytearray()
+        self.contents = [bytearray() for _ in paths]
 
     def asked(self) -> None:
-        self.disk.note("asked", (bytes(self.content),))
+        self.disk.note("asked", tuple(bytes(content) for content in self.contents))
 
-    def write(self, offset: int, data: bytes) -> Any:
-        self.content.extend(bytes(max(0, offset + len(data) - len(self.content))))
-        self.content[offset : offset + len(data)] = data
+    def write(self, offset: int, data: bytes, which: int = 0) -> Any:
+        content = self.contents[which]
+        content.extend(bytes(max(0, offset + len(data) - len(content))))
+        content[offset : offset + len(data)] = data
         self.asked()
-        return self.file.submit_pwrite(data, offset)
+        return self.files[which].submit_pwrite(data, offset)
 
-    def truncate(self, size: int) -> None:
-        self.content[size:] = b""
-        self.content.extend(bytes(size - len(self.content)))
+    def truncate(self, size: int, which: int = 0) -> None:
+        content = self.contents[which]
+        content[size:] = b""
+        content.extend(bytes(size - len(content)))
         self.asked()
-        self.file.truncate(size)
+        self.files[which].truncate(size)

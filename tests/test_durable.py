@@ -379,38 +379,44 @@ def test_a_process_that_ends_without_closing(place: Path) -> None:
 # ---------------------------------------------------------------------------------------- crashes
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_whole_stack_crashes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, count: int
 ) -> None:
+    """Also where several files have one journal, and one of them is closed before the others."""
     chance = random.Random(seed)
-    stack = Stack(tmp_path, monkeypatch)
+    stack = Stack(tmp_path, monkeypatch, count=count)
     asked = 0
     waiting: list[tuple[Any, int]] = []
-    for _ in range(60):
+    for i in range(60):
+        if i == 40 and count > 1:
+            stack.files[1].close()
+        which = chance.randrange(count) if i < 40 else 0
         does = chance.random()
         if does < 0.7:
             size = chance.choice((10, 500, 5000, 12500))
             asked += 1
-            waiting.append((stack.write(chance.randrange(20000), chance.randbytes(size)), asked))
+            data = chance.randbytes(size)
+            waiting.append((stack.write(chance.randrange(20000), data, which), asked))
         elif does < 0.8:
             asked += 1
-            stack.truncate(chance.randrange(20000))
+            stack.truncate(chance.randrange(20000), which)
             stack.disk.note("received", asked)
         elif does < 0.9 and waiting:
             ticket, number = waiting.pop()
             ticket.received()
             stack.disk.note("received", number)
         elif does < 0.95:
-            stack.file.sync()
+            stack.file.coalescer.sync()
             stack.disk.note("received", asked)
         else:
-            stack.file.flush()
-    stack.file.close()
-    assert stack.disk.contents() == (bytes(stack.content),)
+            stack.files[which].flush()
+    stack.files.close()
+    assert stack.disk.contents() == tuple(bytes(content) for content in stack.contents)
     explorer = Explorer(seed, deep=1)
     log = stack.disk.log
-    explorer.crash_all(ModelDisk(1), log, Told([(b"",)], 0, [], []))
+    explorer.crash_all(ModelDisk(count), log, Told([(b"",) * count], 0, [], []))
     assert explorer.states > 100
 
 

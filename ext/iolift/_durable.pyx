@@ -12,8 +12,8 @@
    order of submission; a truncate's, in the moment in which it takes its place before others.
 2. A generation of writes reaches the file only when every record of it is received. What was not
    received when the journal failed never does; what was, does.
-3. What a checkpoint may pass is what has landed of every write before; a write that the file
-   refused holds it back for good.
+3. What a checkpoint may pass is what has landed of every write before, to whichever file of the
+   journal; a write that its file refused holds it back for good.
 4. Admission keeps room in the journal for all that has gathered: a flight never waits for space
    that only its own landing would make.
 
@@ -63,20 +63,29 @@ cdef bint is_journal_tight(LandingDesk self, int64_t size) noexcept:
     cdef Log log = self.log
     if log.poison is not None or log.has_room(size, len(log.segments)):
         return False
-    if log.gathered_bytes == 0 and not self.window.has_writes():
+    if log.gathered_bytes == 0 and not any_writes(self.sharers):
         return False                        # who is alone has nobody to wait for
     return not log.has_room(size, log.needed_segments(landed_through(self)))
 
 
+cdef bint any_writes(list desks) noexcept:
+    cdef LandingDesk desk
+    for desk in desks:
+        if desk.window.has_writes():
+            return True
+    return False
+
+
 cdef uint64_t landed_through(LandingDesk self) noexcept:
-    # Every record up to here is in the file.
+    # Every record up to here is in its file. O(files).
     cdef uint64_t through = self.log.chain.durable
-    cdef Writes flying = self.window.flying
-    if flying is not None:
-        through = before(through, flying.first_receipt)
-    through = before(through, self.window.writes.first_receipt)
-    for receipt in self.unlanded:
-        through = before(through, receipt)
+    cdef LandingDesk desk
+    for desk in self.sharers:
+        if desk.window.flying is not None:
+            through = before(through, desk.window.flying.first_receipt)
+        through = before(through, desk.window.writes.first_receipt)
+        for receipt in desk.unlanded:
+            through = before(through, receipt)
     return through
 
 

@@ -10,7 +10,8 @@
    checkpoint) the main thread leaves to another one, and waits for it (`do_aside`). For the same
    reason a truncate leads no commit: who does calls back.
 5. The journal is closed after the last ticket and the last truncate, and before the descriptor;
-   where close() was interrupted, by whatever is the last to end.
+   where close() was interrupted, by whatever is the last to end. A file that shares it with others
+   is synced instead, and the journal lets go of it: the last one that is open closes the journal.
 
 Who may call: any thread, with the GIL.
 """
@@ -47,16 +48,18 @@ cdef class JournalledCore(FileCore):
     cdef bint is_finished           # the journal is closed, or is about to be
     cdef int64_t max_size           # of the file, bytes: the file system has no room for more
 
-    def attach(self, journal):
-        """From now on every change goes through this journal, which is this file's alone."""
+    def attach(self, journal, list sharers):
+        """From now on every change goes through this journal. sharers: the cores of all files that
+        it is for, one list for all of them, on one coalescer."""
         self.truncating = []
         self.journal = journal
         self.log = journal.log
+        self.sharers = sharers
         self.target_number = journal.adopt(self.target.descriptor)
         self.max_size = largest_size(self.target.descriptor)
 
     def landed_sequence(self):
-        """Every record up to this sequence is in the file."""
+        """Every record up to this sequence is in its file, also those of other files."""
         return landed_through(self)
 
     def commit_aside(self):
@@ -70,7 +73,7 @@ cdef class JournalledCore(FileCore):
             while self.is_closed and self.cutting and not self.is_finished:
                 self.scheduler.wait_for_landing(INT64_MAX)
             self.is_finished = True
-            close_journal(self)
+            leave_journal(self)
         return 0
 
     cdef int at_rest(self) except -1:
@@ -80,7 +83,7 @@ cdef class JournalledCore(FileCore):
             self.is_finished = True
             self.is_draining = True         # others leave the descriptor to this one
             try:
-                close_journal(self)
+                leave_journal(self)
             finally:
                 self.is_draining = False
                 FileCore.at_rest(self)
@@ -90,7 +93,10 @@ cdef class JournalledCore(FileCore):
 
     def drain_at_exit(self):
         # While there are threads: what one of them has locked when the interpreter ends stays so.
+        # The first file that comes here ends all that share its journal.
         try:
+            for core in list(self.sharers or ()):
+                (<JournalledCore>core).drain()
             FileCore.drain_at_exit(self)
         finally:
             self.finish()
@@ -188,11 +194,47 @@ cdef class JournalledCore(FileCore):
             self.leave()
 
     def checkpoint(self):
-        """All that was submitted so far goes into the file and is synced there; what the journal
-        has of it may go."""
+        """All that was submitted so far goes into the files of the journal and is synced there;
+        what the journal has of it may go."""
+        for core in list(self.sharers):
+            settle(core)
         self.flush()
         self.enter(SYNC)
         do_aside(self, lambda: checkpoint_entered(self))
+
+
+cdef int settle(JournalledCore self) except -1:
+    # What it holds goes into the file. Errors are told where they belong.
+    if self.is_closed:
+        return 0
+    self.enter(SYNC)
+    try:
+        self.settle_reads()
+        self.settle_writes()
+    finally:
+        self.leave()
+    return 0
+
+
+cdef int leave_journal(JournalledCore self) except -1:
+    # Nothing of this file is held or flying. At the interpreter's end it may still be open.
+    cdef JournalledCore other
+    if not self.is_closed or len(self.sharers) == 1 or self.journal.closed:
+        return close_journal(self)
+    self.sharers.remove(self)
+    other = self.sharers[0]
+    other.unlanded.extend(self.unlanded)    # they hold checkpoints back, also without it
+    self.active += 1                        # of the descriptor, until it is synced
+    do_aside(self, lambda: release_entered(self))
+    return 0
+
+
+cdef int release_entered(JournalledCore self) except -1:
+    try:
+        self.journal.release(self.target_number)
+    finally:
+        self.leave()
+    return 0
 
 
 cdef int close_journal(JournalledCore self) except -1:

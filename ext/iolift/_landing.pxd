@@ -46,6 +46,7 @@ cdef class LandingDesk(Desk):
     # of a file with a journal (_durable.pyx):
     cdef object journal             # iolift._journal.Journal, or None
     cdef Log log                    # its writing end
+    cdef list sharers               # the desks of all open files of the journal, this one included
     cdef uint32_t target_number     # this file's, in the journal
     cdef Receipt last_receipt       # of the youngest record
     cdef uint64_t refusals_landed   # of the log's, all tickets have ended

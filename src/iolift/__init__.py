@@ -17,6 +17,7 @@ from ._log import Receipt
 from ._plan import Plan, plan
 from ._report import Explanation, Stats
 from ._ticket import Ticket
+from ._together import Files, open_together
 from ._version import __version__
 from .errors import (
     ForeignJournalError,
@@ -33,6 +34,7 @@ __all__ = [
     "Coalescer",
     "Explanation",
     "File",
+    "Files",
     "ForeignJournalError",
     "ForkedError",
     "JournalDamagedError",
@@ -47,5 +49,6 @@ __all__ = [
     "Ticket",
     "__version__",
     "open",
+    "open_together",
     "plan",
 ]

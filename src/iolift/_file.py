@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ._coalescer import Coalescer
 from ._filecore import FileCore
-from ._storage import sync_parent
 from .errors import ForkedError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ MODES = {
 ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
-def _parse_mode(mode: object) -> tuple[str, int]:
+def parse_mode(mode: object) -> tuple[str, int]:
     if not isinstance(mode, str):
         raise TypeError(f"mode must be a string, not {mode!r}")
     letters = mode.replace("b", "", 1).replace("+", "", 1)
@@ -57,6 +56,14 @@ def _parse_mode(mode: object) -> tuple[str, int]:
         return letters + "b", flags
     # As io.FileIO tells it: how the file was made is no property of it any more.
     return ("r" if letters == "w" else letters) + "b+", flags & ~ACCESS | os.O_RDWR
+
+
+def check_coalescer(coalescer: object, options: dict[str, Any]) -> None:
+    """Raise TypeError where a coalescer is given and is none, or beside options for one."""
+    if coalescer is not None and options:
+        raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
+    if coalescer is not None and not isinstance(coalescer, Coalescer):
+        raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
 
 
 class File(io.RawIOBase):
@@ -86,7 +93,8 @@ class File(io.RawIOBase):
 
     # Also of an object that __init__ has not seen.
     _core: FileCore | None = None
-    _owns_coalescer = False
+    _coalescer: Coalescer
+    _owned: Any = None  # closed with the file: its coalescer, or a share in one
     _journal: Journal | None = None
     _closed = True
     _finalizing = False  # io.IOBase sets it when the object goes unclosed
@@ -110,50 +118,68 @@ class File(io.RawIOBase):
     ) -> None:
         super().__init__()
         self._start_anew()
-        self._mode, flags = _parse_mode(mode)
-        if coalescer is not None and options:
-            raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
-        if coalescer is not None and not isinstance(coalescer, Coalescer):
-            raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
+        flags = parse_mode(mode)[1]
+        check_coalescer(coalescer, options)
         kind = FileCore
         if journal is not None:
-            from ._journalled import JournalledCore, check_sizes, open_journal
+            from ._journalled import JournalledCore, check_options, open_journal
 
             kind = JournalledCore
-            check_sizes(journal_segment_bytes, journal_max_bytes)
-            if flags & ACCESS == os.O_RDONLY or flags & os.O_TRUNC:
-                raise ValueError(f"a journal needs the mode r+, a, a+, x or x+, not {mode!r}")
-        # Before there is anything to close: a subclass may refuse it.
-        self.name = path
-        self._closefd = bool(closefd)
-        self._coalescer = Coalescer(**options) if coalescer is None else coalescer
-        self._owns_coalescer = coalescer is None
-        self._lock = threading.RLock()  # a signal handler may come in between
+            check_options(mode, flags, journal_segment_bytes, journal_max_bytes)
+        common = Coalescer(**options) if coalescer is None else coalescer
+        owned = common if coalescer is None else None
         try:
-            self._core = self._open(path, flags, opener, bool(direct), kind)
+            self._prepare(path, mode, closefd, opener, direct, common, owned, kind)
+            opened = None
             if journal is not None:
-                if not isinstance(path, int):
-                    sync_parent(path)
-                self._journal = open_journal(
-                    cast("JournalledCore", self._core),
+                opened = open_journal(
+                    [cast("JournalledCore", self._core)],
                     journal,
                     segment_bytes=journal_segment_bytes,
                     max_bytes=journal_max_bytes,
                     keep_segments=keep_segments,
                 )
-            if self._mode.startswith("a"):
-                self._position = self._core.size()
-            if type(self) is File:
-                # What a call through here would only pass on costs a quarter of a small read.
-                for name in ("pread", "pwrite", "submit_pwrite", "submit_sync"):
-                    setattr(self, name, getattr(self._core, name))
-            self._closed = False
+            self._begin(opened)
         except BaseException:
-            if self._core is not None:
-                self._core.close()
-            if self._owns_coalescer:
-                self._coalescer.close()
+            self._abandon()
+            if owned is not None:
+                owned.close()
             raise
+
+    def _prepare(
+        self,
+        path: Any,
+        mode: str,
+        closefd: bool,
+        opener: Any,
+        direct: bool,
+        coalescer: Coalescer,
+        owned: Any,
+        kind: type[FileCore],
+    ) -> None:
+        """The descriptor is open after this, the file is not."""
+        self._mode, flags = parse_mode(mode)
+        # Before there is anything to close: a subclass may refuse it.
+        self.name = path
+        self._closefd = bool(closefd)
+        self._coalescer, self._owned = coalescer, owned
+        self._lock = threading.RLock()  # a signal handler may come in between
+        self._core = self._open(path, flags, opener, bool(direct), kind)
+
+    def _begin(self, journal: Journal | None) -> None:
+        core = self._file
+        self._journal = journal
+        if self._mode.startswith("a"):
+            self._position = core.size()
+        if type(self) is File:
+            # What a call through here would only pass on costs a quarter of a small read.
+            for name in ("pread", "pwrite", "submit_pwrite", "submit_sync"):
+                setattr(self, name, getattr(core, name))
+        self._closed = False
+
+    def _abandon(self) -> None:
+        if self._core is not None:
+            self._core.close()
 
     def _start_anew(self) -> None:
         # io.FileIO, too, may be initialised again: closed first, if it is open, and opened then.
@@ -353,8 +379,8 @@ class File(io.RawIOBase):
         if self._finalizing:
             self._dealloc_warn(self)
         with contextlib.ExitStack() as stack:  # whatever fails, the rest is closed, too
-            if self._owns_coalescer:
-                stack.callback(self._coalescer.close)
+            if self._owned is not None:
+                stack.callback(self._owned.close)
             if self._core is not None:
                 stack.callback(self._core.close)
             # In a forked child there is nothing to flush, and closing is all that it may do.

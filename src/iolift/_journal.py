@@ -82,7 +82,8 @@ class Journal:
     segment_bytes: of new journals, a multiple of 4096. max_bytes: of all live segments.
     keep_segments: old segments stay, as history. max_keys: so many idempotency keys are remembered.
     background: prepares segments ahead, in a thread. extend: targets that an existing journal does
-    not know are added to it. commit_aside: has a thread commit what has gathered, without waiting.
+    not know are added to it, if it knows any of the others. commit_aside: has a thread commit what
+    has gathered, without waiting.
 
     Raises BlockingIOError where it is open already, ForeignJournalError for other targets,
     JournalDamagedError, OSError; ValueError for a bad size.
@@ -180,6 +181,22 @@ class Journal:
         finally:
             self._tell_of_slot_error()
 
+    def release(self, number: int) -> None:
+        """The file of a target is about to be closed, with all its records in it: it is synced, and
+        no checkpoint is for it any more. Idempotent.
+
+        Raises OSError where the sync failed; then no checkpoint is ever made again.
+        """
+        with self._checkpointing:
+            target = self.targets.pop(number, None)
+            if target is None or self._closed or self._target_error is not None:
+                return
+            try:
+                self._storage.sync(target)
+            except OSError as error:
+                self._target_error = error
+                raise
+
     # ------------------------------------------------------------------------------------ writing
 
     def write(self, target: int, offset: int, data: Any, key: bytes = b"") -> Receipt:
@@ -216,6 +233,11 @@ class Journal:
     def checkpointed(self) -> int:
         """Every record up to this one is in the targets, and synced there."""
         return self._slot.sequence
+
+    @property
+    def closed(self) -> bool:
+        """True when close() is over."""
+        return self._closed
 
     @property
     def live_bytes(self) -> int:
@@ -470,10 +492,11 @@ def match_targets(
 ) -> dict[int, int]:
     """Number in the journal's table -> handle.
 
-    Raises ForeignJournalError for a target that is not in the table, unless it is to be extended,
-    and where one that has records is not among those given.
+    Raises ForeignJournalError for a target that is not in the table, unless it is to be extended
+    and another one is there, and where one that has records is not among those given.
     """
     table = {identity: number for number, identity in enumerate(found.slot.targets)}
+    extend = extend and not table.keys().isdisjoint(identities)
     matched: dict[int, int] = {}
     for identity, target in zip(identities, targets, strict=True):
         if identity in table:

@@ -1,4 +1,4 @@
-"""Journalled: a file that has just been opened gets a journal under it.
+"""Journalled: files that have just been opened get a journal under them.
 
 Apart from the file object, because most files have none, and what a journal consists of takes a
 while to import.
@@ -13,28 +13,47 @@ from typing import TYPE_CHECKING, Any
 
 from ._journal import Journal, check_sizes
 from ._journalcore import JournalledCore
-from ._storage import DirectoryStorage
+from ._storage import DirectoryStorage, sync_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["JournalledCore", "check_sizes", "open_journal"]
+__all__ = ["JournalledCore", "check_options", "open_journal"]
 
 
-def open_journal(core: JournalledCore, path: Any, **options: Any) -> Journal:
-    """Recovers: from here on the file is as it was last received."""
+def check_options(mode: str, flags: int, segment_bytes: int, max_bytes: int) -> None:
+    """Raise ValueError or TypeError for a mode or sizes that a file with a journal can't have."""
+    check_sizes(segment_bytes, max_bytes)
+    if flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_TRUNC:
+        raise ValueError(f"a journal needs the mode r+, a, a+, x or x+, not {mode!r}")
+
+
+def open_journal(cores: Sequence[JournalledCore], path: Any, **options: Any) -> Journal:
+    """Recovers: from here on the files, all on one coalescer, are as they were last received."""
+    for core in cores:
+        if not isinstance(core.name, int):
+            sync_parent(core.name)  # a file that is new is there after a crash, too
     # A storage of a test's own may stand in for the directory.
     directory = isinstance(path, str | bytes | os.PathLike)
     storage = DirectoryStorage(path) if directory else path
-    with _through_the_page_cache(core.fileno()):
+    with contextlib.ExitStack() as stack:
+        for core in cores:
+            stack.enter_context(_through_the_page_cache(core.fileno()))
         journal = Journal(
             storage,
-            [core.fileno()],
-            write_back=core.landed_sequence,
-            commit_aside=core.commit_aside,
+            [core.fileno() for core in cores],
+            write_back=cores[0].landed_sequence,
+            commit_aside=cores[0].commit_aside,
+            extend=len(cores) > 1,
             **options,
         )
-    core.attach(journal)
+    try:
+        sharers = list(cores)
+        for core in cores:
+            core.attach(journal, sharers)
+    except BaseException:
+        journal.close()
+        raise
     return journal
 
 
