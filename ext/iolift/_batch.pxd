@@ -110,3 +110,4 @@ cdef class Batch:
     cdef void execute(self) noexcept nogil
     cdef int conclude(self) except -1
     cdef int64_t last_position(self) noexcept
+    cdef int64_t bytes_planned(self) noexcept

@@ -138,6 +138,14 @@ cdef class Batch:
         cdef Py_ssize_t last = self.next_extent - 1
         return self.extents.items[last if last >= 0 else self.extents.size - 1].end
 
+    cdef int64_t bytes_planned(self) noexcept:
+        # What its extents move. The ragged ends of direct writes are in none.
+        cdef Py_ssize_t i
+        cdef int64_t size = 0
+        for i in range(self.extents.size):
+            size += self.extents.items[i].end - self.extents.items[i].offset
+        return size
+
 
 cdef int raise_what_went_wrong(Batch self) except -1:
     # ... with the batch as a whole, the most urgent first.
@@ -168,16 +176,9 @@ cdef int raise_what_went_wrong(Batch self) except -1:
     if self.out_of_memory or self.outcome.out_of_memory:
         raise MemoryError(f"batch of {self.n} requests")
     if self.learns and self.failures.size == 0:
-        learn(self)
+        self.costs.learn(self.n, self.extents.size, self.bytes_planned(),
+                         self.ended_ns - self.began_ns)
     return 0
-
-
-cdef int learn(Batch self) except -1:
-    cdef Py_ssize_t i
-    cdef int64_t size = 0
-    for i in range(self.extents.size):
-        size += self.extents.items[i].end - self.extents.items[i].offset
-    return self.costs.learn(self.n, self.extents.size, size, self.ended_ns - self.began_ns)
 
 
 # --------------------------------------------------------------------------------------- planning

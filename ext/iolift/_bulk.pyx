@@ -19,8 +19,8 @@ from ._arguments cimport (
 from ._backend cimport READ, WRITE, Kind
 from ._batch cimport Batch
 from ._desk cimport FileDesk
-from ._landing cimport Solo
-from ._recorder cimport ENDED, FAILED, Recorder, RequestRow, code_of
+from ._landing cimport Solo, record_call
+from ._recorder cimport Recorder, RequestRow
 from ._solo cimport begin_solo, end_solo
 from ._system cimport iolift_now_ns
 from .errors import RangeError, ShortReadError
@@ -201,7 +201,7 @@ cdef int run_many(BulkDesk self, Batch batch, Py_ssize_t requests, int64_t total
     # A batch of the caller's own, past the window, after all that was submitted before.
     cdef Solo solo
     cdef Py_ssize_t i
-    cdef int64_t moved = 0, first = INT64_MAX, end = 0, submitted_ns = 0
+    cdef int64_t moved, first = INT64_MAX, end = 0, submitted_ns = 0
     while not self.scheduler.may_go():
         self.scheduler.wait_for_landing(self.scheduler.ready_at())
     if self.scheduler.recorder is not None:
@@ -223,8 +223,7 @@ cdef int run_many(BulkDesk self, Batch batch, Py_ssize_t requests, int64_t total
         batch.run(lengths, length, start)
     finally:
         end_solo(self, &solo, 0)
-    for i in range(batch.extents.size):
-        moved += batch.extents.items[i].end - batch.extents.items[i].offset
+    moved = batch.bytes_planned()
     if self.scheduler.recorder is not None:
         record_ranges(self, batch, total, lengths, length, submitted_ns)
     self.scheduler.charge(batch.extents.size, moved)
@@ -256,16 +255,12 @@ cdef void record_ranges(BulkDesk self, Batch batch, int64_t total, const int64_t
 
 cdef void record_range(BulkDesk self, Batch batch, int64_t offset, int64_t length,
                        int64_t submitted_ns, int64_t result) noexcept:
-    cdef RequestRow* row = self.scheduler.recorder.next_request()
-    row.file = self.file_number
-    row.kind, row.state = batch.kind, FAILED if result < 0 else ENDED
-    row.reason = code_of("call")
-    row.error = <int>-result if result < 0 else 0
-    row.offset, row.length = offset, length
-    row.submitted_ns = submitted_ns
+    cdef RequestRow* row = record_call(self, batch.kind, offset, length, submitted_ns, result)
     row.batch = batch.number
     row.dispatched_ns = row.started_ns = batch.began_ns or submitted_ns
     row.ended_ns = batch.ended_ns or row.dispatched_ns
+    if not batch.is_one:
+        row.extent_offset = row.extent_length = 0
 
 
 cdef object raise_worst(BulkDesk self, Ranges ranges, Batch batch):

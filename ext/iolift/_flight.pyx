@@ -53,12 +53,7 @@ cdef class Flight(Job):
         return total
 
     cdef int64_t bytes_planned(self) noexcept:
-        cdef int64_t total = 0
-        cdef Py_ssize_t i
-        if self.has_io:
-            for i in range(self.batch.extents.size):
-                total += self.batch.extents.items[i].end - self.batch.extents.items[i].offset
-        return total
+        return self.batch.bytes_planned() if self.has_io else 0
 
     cdef int plan(self, int64_t start) except -1:
         # Lets go of the GIL.

@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ._backend cimport Kind
 from ._log cimport Log, Receipt
-from ._recorder cimport RowState
+from ._recorder cimport RequestRow, RowState
 from ._scheduler cimport Scheduler
 from ._ticket cimport Desk, Ticket
 from ._window cimport Window
@@ -67,8 +67,8 @@ cdef int refuse_held(LandingDesk self, list heard, list hubs) except -1
 cdef void let_go(Ticket ticket) noexcept
 cdef int end_now(LandingDesk self, Ticket ticket, int error) except -1
 cdef void record_ticket(LandingDesk self, Ticket ticket, RowState state) noexcept
-cdef void record_call(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
-                      int64_t result) noexcept
+cdef RequestRow* record_call(LandingDesk self, Kind kind, int64_t offset, int64_t length,
+                             int64_t began_ns, int64_t result) noexcept
 cdef void record_io(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
                     int64_t result, uint64_t batch) noexcept
 cdef int end_joined(LandingDesk self, Ticket ticket, const char* memory, int64_t offset,

@@ -223,8 +223,8 @@ cdef void record_ticket(LandingDesk self, Ticket ticket, RowState state) noexcep
         row.ended_ns = iolift_now_ns()
 
 
-cdef void record_call(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
-                      int64_t result) noexcept:
+cdef RequestRow* record_call(LandingDesk self, Kind kind, int64_t offset, int64_t length,
+                             int64_t began_ns, int64_t result) noexcept:
     # One that passed the window by. result: bytes, or -errno.
     cdef RequestRow* row = self.scheduler.recorder.next_request()
     row.file = self.file_number
@@ -235,6 +235,7 @@ cdef void record_call(LandingDesk self, Kind kind, int64_t offset, int64_t lengt
     row.length = row.extent_length = length
     row.submitted_ns = row.dispatched_ns = row.started_ns = began_ns
     row.ended_ns = iolift_now_ns()
+    return row
 
 
 cdef void record_io(LandingDesk self, Kind kind, int64_t offset, int64_t length, int64_t began_ns,
