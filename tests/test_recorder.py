@@ -61,6 +61,27 @@ def check(recording, stats):
     assert not carried.size or recording.lost_ios or set(carried["batch"].tolist()) <= batches
 
 
+def test_ranges_know_what_carried_them(backend, make_file):
+    path, _ = make_file(64 * BLOCK)
+    for capacity in (100, 3):
+        with backend.open(path, "r+", trace=capacity, gap=0) as f:
+            f.read_ranges([9 * BLOCK, 0, 7, 50, 0], [5, 7, 8, 0, 7])
+            f.write_ranges([40, 40, 44], b"abcdefgh1234", lengths=4)
+            rows = f.coalescer.recording().requests
+        carried = [
+            tuple(row[name] for name in ("offset", "extent_offset", "extent_length", "companions"))
+            for row in rows
+        ]
+        if capacity == 3:
+            assert carried == [(40, 0, 0, 0), (40, 40, 8, 1), (44, 40, 8, 1)]
+        else:
+            assert carried[:5] == [
+                (9 * BLOCK, 9 * BLOCK, 5, 0), (0, 0, 15, 2), (7, 0, 15, 2), (50, 0, 0, 0),
+                (0, 0, 15, 2),
+            ]  # fmt: skip
+            assert carried[5:] == [(40, 0, 0, 0), (40, 40, 8, 1), (44, 40, 8, 1)]
+
+
 def test_every_way_of_asking_is_there(backend, make_file):
     path, _ = make_file(64 * BLOCK)
     with backend.open(path, "r+", trace=True, read_window_us=1e9, write_window_ms=1e6) as f:

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from ._arguments cimport (
@@ -21,6 +21,7 @@ from ._batch cimport Batch
 from ._desk cimport FileDesk
 from ._landing cimport Solo, record_call
 from ._recorder cimport Recorder, RequestRow
+from ._request cimport Extent
 from ._solo cimport begin_solo, end_solo
 from ._system cimport iolift_now_ns
 from .errors import RangeError, ShortReadError
@@ -251,6 +252,7 @@ cdef void record_ranges(BulkDesk self, Batch batch, int64_t total, const int64_t
         size = length if lengths == NULL else lengths[i]
         record_range(self, batch, batch.rows.offsets[i], size, submitted_ns,
                      0 if batch.outcome.items == NULL else batch.outcome.items[i])
+    record_carriers(recorder, batch)
 
 
 cdef void record_range(BulkDesk self, Batch batch, int64_t offset, int64_t length,
@@ -261,6 +263,22 @@ cdef void record_range(BulkDesk self, Batch batch, int64_t offset, int64_t lengt
     row.ended_ns = batch.ended_ns or row.dispatched_ns
     if not batch.is_one:
         row.extent_offset = row.extent_length = 0
+
+
+cdef void record_carriers(Recorder recorder, Batch batch) noexcept:
+    # Of the rows that were just made: the first I/O that carried each.
+    cdef RequestRow* row
+    cdef Extent extent
+    cdef Py_ssize_t k, p
+    cdef uint32_t hi
+    for k in range(batch.extents.size):
+        extent = batch.extents.items[k]
+        hi = min(extent.hi, <uint32_t>batch.piece_count)
+        for p in range(extent.lo, hi):
+            row = recorder.request_before(batch.n - batch.pieces[p].index)
+            if row != NULL and row.extent_length == 0 and batch.pieces[p].offset < extent.end:
+                row.extent_offset, row.extent_length = extent.offset, extent.end - extent.offset
+                row.companions = hi - extent.lo - 1
 
 
 cdef object raise_worst(BulkDesk self, Ranges ranges, Batch batch):

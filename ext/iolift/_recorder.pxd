@@ -57,6 +57,7 @@ cdef class Recorder:
     cdef readonly double began_at
     cdef int32_t number_of(self, object name) except -2
     cdef RequestRow* next_request(self) noexcept
+    cdef RequestRow* request_before(self, uint64_t back) noexcept
     cdef void skip_requests(self, uint64_t count) noexcept
     cdef void add_io(self, int32_t file, uint64_t batch, const Event* event) noexcept
     cdef void add_ios(self, int32_t file, uint64_t batch, const TraceLog* log) noexcept

@@ -62,6 +62,12 @@ cdef class Recorder:
         memset(row, 0, sizeof(RequestRow))
         return row
 
+    cdef RequestRow* request_before(self, uint64_t back) noexcept:
+        # 1: the last one. NULL: it is not in the ring any more.
+        if back > <uint64_t>self.capacity:
+            return NULL
+        return &self.requests[(self.request_count - back) % <uint64_t>self.capacity]
+
     cdef void skip_requests(self, uint64_t count) noexcept:
         # More than there is room for came at once: these would be overwritten.
         self.request_count += count
