@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import operator
 import os
-import stat
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 from ._coalescer import Coalescer
 from ._filecore import FileCore
+from ._opening import check_coalescer, open_descriptor, parse_mode
 from .errors import ForkedError
 
 if TYPE_CHECKING:
@@ -35,35 +34,6 @@ if TYPE_CHECKING:
     from ._journal import Journal
     from ._journalcore import JournalledCore
     from ._ticket import Ticket
-
-MODES = {
-    "r": os.O_RDONLY,
-    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
-    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
-    "a": os.O_WRONLY | os.O_CREAT,
-}
-ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
-
-
-def parse_mode(mode: object) -> tuple[str, int]:
-    if not isinstance(mode, str):
-        raise TypeError(f"mode must be a string, not {mode!r}")
-    letters = mode.replace("b", "", 1).replace("+", "", 1)
-    if letters not in MODES:
-        raise ValueError(f"mode must be one of r, w, x, a, with + or b or both, not {mode!r}")
-    flags = MODES[letters]
-    if "+" not in mode:
-        return letters + "b", flags
-    # As io.FileIO tells it: how the file was made is no property of it any more.
-    return ("r" if letters == "w" else letters) + "b+", flags & ~ACCESS | os.O_RDWR
-
-
-def check_coalescer(coalescer: object, options: dict[str, Any]) -> None:
-    """Raise TypeError where a coalescer is given and is none, or beside options for one."""
-    if coalescer is not None and options:
-        raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
-    if coalescer is not None and not isinstance(coalescer, Coalescer):
-        raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
 
 
 class File(io.RawIOBase):
@@ -192,33 +162,20 @@ class File(io.RawIOBase):
     def _open(
         self, path: Any, flags: int, opener: Any, direct: bool, kind: type[FileCore]
     ) -> FileCore:
-        access = {
-            "readable": flags & ACCESS != os.O_WRONLY,
-            "writable": flags & ACCESS != os.O_RDONLY,
-        }
-        if direct:
-            flags |= getattr(os, "O_DIRECT", 0)
-        handed, name = _as_descriptor(path), path
-        if handed is not None:
-            fd = handed
-        elif not self._closefd:
-            raise ValueError("closefd=False needs a file descriptor, not a path")
-        elif opener is not None:
-            fd = _call(opener, path, flags | os.O_CLOEXEC)
-        else:
-            name = os.fspath(path)
-            fd = os.open(name, flags | os.O_CLOEXEC, 0o666)
+        found = open_descriptor(path, flags, self._closefd, opener, direct)
         try:
-            if handed is not None or opener is not None:
-                _check_descriptor(fd, name, direct)
-            self._blksize, self._position = _survey(fd, name)
+            self._blksize, self._position = found.block_bytes, found.position
             return kind(
-                self._coalescer, fd, name, direct=direct, owns_descriptor=self._closefd, **access
+                self._coalescer,
+                found.fd,
+                found.name,
+                readable=flags & os.O_ACCMODE != os.O_WRONLY,
+                writable=flags & os.O_ACCMODE != os.O_RDONLY,
+                direct=direct,
+                owns_descriptor=self._closefd,
             )
         except BaseException:
-            # A descriptor that was handed to us stays the caller's until all is well.
-            if handed is None:
-                os.close(fd)
+            found.give_back()
             raise
 
     def _at_position(self) -> threading.RLock:
@@ -555,54 +512,6 @@ class _LastWords:
 
     def __del__(self) -> None:
         warnings.warn(f"unclosed file {self.source!r}", ResourceWarning, 2, source=self.source)
-
-
-def _as_descriptor(path: object) -> int | None:
-    """None: it is no integer, so a path."""
-    if isinstance(path, bool):
-        raise ValueError(f"path = {path!r} is no file descriptor")
-    try:
-        fd = operator.index(path)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-    if not -(2**31) <= fd < 2**31:
-        raise TypeError(f"path = {path!r} is no file descriptor, and no path")
-    if fd < 0:
-        raise ValueError(f"path = {path!r} is no file descriptor")
-    return fd
-
-
-def _call(opener: Callable[[Any, int], int], path: Any, flags: int) -> int:
-    fd = opener(path, flags)
-    if isinstance(fd, bool) or not hasattr(fd, "__index__"):
-        raise TypeError(f"opener must return a file descriptor, not {fd!r}")
-    fd = operator.index(fd)
-    if fd < 0:
-        raise ValueError(f"opener returned {fd}")
-    os.set_inheritable(fd, False)
-    return fd
-
-
-def _check_descriptor(fd: int, name: Any, direct: bool) -> None:
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if flags & os.O_APPEND:
-        raise ValueError(f"path = {name!r}: a descriptor with O_APPEND ignores offsets")
-    if direct and not flags & getattr(os, "O_DIRECT", 0):
-        raise ValueError(f"path = {name!r}: direct=True needs a descriptor with O_DIRECT")
-    if not direct and flags & getattr(os, "O_DIRECT", 0):
-        raise ValueError(f"path = {name!r}: a descriptor with O_DIRECT needs direct=True")
-
-
-def _survey(fd: int, name: Any) -> tuple[int, int]:
-    """Its preferred block size and its position, both in bytes."""
-    status = os.fstat(fd)
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    try:
-        position = os.lseek(fd, 0, os.SEEK_CUR)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: iolift needs offsets", name) from None
-    return getattr(status, "st_blksize", 0) or io.DEFAULT_BUFFER_SIZE, position
 
 
 def open(

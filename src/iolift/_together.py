@@ -8,7 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from ._coalescer import Coalescer
-from ._file import File, check_coalescer, parse_mode
+from ._file import File
+from ._opening import check_coalescer, parse_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
