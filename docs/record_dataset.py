@@ -43,11 +43,10 @@ class RecordDataset:
     push other things out of the page cache, or depth.
     """
 
-    _opened: tuple[int, iolift.File | None] = (0, None)
-
     def __init__(
         self, path: str | Path, decode: Callable[[Any], Any] | None = None, **options: Any
     ) -> None:
+        self._files: dict[int, iolift.File] = {}  # by process: a forked worker opens its own
         self.path, self.decode, self.options = os.fspath(path), decode, options
         self.ends = np.load(f"{path}.index.npy")
 
@@ -82,21 +81,20 @@ class RecordDataset:
         return np.where(chosen < 0, chosen + len(self), chosen)
 
     def _file(self) -> iolift.File:
-        process, file = self._opened
-        if file is None or process != os.getpid():
-            self.close()
-            file = iolift.open(self.path, **self.options)
-            self._opened = os.getpid(), file
+        file = self._files.get(os.getpid())
+        if file is None:
+            opened = iolift.open(self.path, **self.options)
+            file = self._files.setdefault(os.getpid(), opened)
+            if file is not opened:  # another thread was faster
+                opened.close()
         return file
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
-        _, file = self._opened
-        if file is not None:
-            file.close()
-        self._opened = 0, None
+        while self._files:
+            self._files.popitem()[1].close()
 
     __del__ = close
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": (0, None)}
+        return self.__dict__ | {"_files": {}}

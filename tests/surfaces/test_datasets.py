@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+import iolift
+
 REPOSITORY = Path(__file__).parents[2]
 TEXT = REPOSITORY / "docs" / "datasets.md"
 
@@ -133,8 +135,17 @@ def test_a_dataset_that_is_forked_with_its_file_open(tmp_path: Path) -> None:
     other.close()
 
 
-def test_threads(tmp_path: Path) -> None:
+def test_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that all find the file not open yet."""
     data, records = make(tmp_path / "a", SIZES)
+    together, opened, real = threading.Barrier(5), [], iolift.open
+
+    def open_at_once(*arguments: Any, **options: Any) -> Any:
+        together.wait()
+        opened.append(real(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(iolift, "open", open_at_once)
     found: list[list[bytes]] = []
     threads = [
         threading.Thread(target=lambda: found.append(read_in_process(data))) for _ in range(5)
@@ -144,6 +155,7 @@ def test_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == [records[::7]] * 5
+    assert [file.closed for file in opened].count(False) == 1
 
 
 def test_the_text_runs(tmp_path: Path, monkeypatch: Any) -> None:
