@@ -7,10 +7,13 @@ That a crash leaves them as after one prefix of all requests is in test_durable.
 from __future__ import annotations
 
 import _thread
+import asyncio
 import errno
 import os
 import random
 import shutil
+import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ from iolift.cli import main
 from iolift.errors import ForeignJournalError, JournalError, PoisonedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 HANG_S = 60  # not an expectation: what takes this long hangs
@@ -124,9 +128,13 @@ def test_others_may_join(tmp_path: Path) -> None:
     with opened(tmp_path, 3) as files:
         files[2].pwrite(b"joined", 0)
     assert contents(tmp_path, 3) == [b"", b"", b"joined"]
-    with pytest.raises(ValueError, match="64"):
+    before = len(os.listdir("/proc/self/fd"))
+    with opened(tmp_path, 3) as files:
+        files[0].submit_pwrite(b"x", 0, key=b"so that a segment stays").received()
+    with pytest.raises(ValueError, match="at most 64"):
         opened(tmp_path, 65)
-    opened(tmp_path, 3).close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    opened(tmp_path, 64).close()
 
 
 def test_a_release_that_syncs_nothing_is_caught(
@@ -159,6 +167,60 @@ def explore_an_early_close(folder: Path, patch: pytest.MonkeyPatch, seed: int) -
     Explorer(seed, deep=0, per_point=3).crash_all(
         ModelDisk(2), stack.disk.log, Told([(b"", b"")], 0, [], [])
     )
+
+
+def test_a_file_that_was_closed_is_nothing_to_the_journal_any_more(tmp_path: Path) -> None:
+    child.run(
+        """
+        import os, sys, iolift
+        paths = [sys.argv[1] + "/file0", sys.argv[1] + "/file1", sys.argv[1] + "/file2"]
+        a, b, c = iolift.open_together(paths, "x+", journal=sys.argv[1] + "/journal",
+                                       write_window_ms=60_000)
+        c.submit_pwrite(b"held", 0)
+        a.submit_pwrite(b"old", 0)
+        b.submit_pwrite(b"gone", 0).received()
+        a.close()
+        b.close()
+        with open(paths[0], "r+b") as f:
+            f.write(b"NEW")
+        os.unlink(paths[1])
+        c.submit_pwrite(b"last", 10).received()
+        os._exit(0)
+        """,
+        tmp_path,
+    )
+    first, _, last = names(tmp_path, 3)
+    iolift.open_together([first, last], journal=tmp_path / "journal").close()
+    assert (first.read_bytes(), last.read_bytes()) == (b"NEW", b"held\0\0\0\0\0\0last")
+
+
+def test_a_sync_of_one_is_for_all(tmp_path: Path) -> None:
+    with opened(tmp_path, **LONG) as (a, b):
+        for sync in (a.sync, lambda: a.submit_sync().result()):
+            ticket = b.submit_pwrite(b"x", 0)
+            sync()
+            assert ticket.receipt.state == "received"
+
+
+def test_a_sync_of_one_tells_what_was_refused_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, **LONG) as (a, b):
+        storage, real = a._journal._storage, a._journal._storage.create
+
+        def full(name: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(storage, "create", full)
+        a.submit_pwrite(b"value", 0)  # whose ticket nobody keeps
+        with pytest.raises(OSError, match="could not grow"):
+            b.submit_pwrite(b"entry", 0).received()
+        monkeypatch.setattr(storage, "create", real)
+        b.submit_pwrite(b"later", 10).received()
+        with pytest.raises(OSError, match="could not grow"):
+            b.sync()
+        b.sync()
+    assert contents(tmp_path) == [b"", bytes(10) + b"later"]
 
 
 def test_an_early_close_is_as_safe_as_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +301,95 @@ def test_all_are_closed_at_once(tmp_path: Path) -> None:
         assert files[0]._journal.closed
         assert files[0].coalescer.closed
         assert contents(tmp_path, 4) == [b"%d of %d" % (i, turn) for i in range(4)]
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, also where whoever began the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_closes_that_meet(tmp_path: Path) -> None:
+    """Of two files; of one file twice, which must leave the other one its coalescer."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for turn in range(100):
+            a, b, c = opened(tmp_path, 3, **LONG)
+            a.write(b"a")
+            closes = [a.close, a.close] if turn % 2 else [a.close, b.close]
+            threads = [threading.Thread(target=close) for close in closes]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            c.pwrite(b"c", 0)
+            c.close()
+            b.close()
+    finally:
+        sys.setswitchinterval(interval)
+    assert contents(tmp_path, 3) == [b"a", b"", b"c"]
+
+
+@pytest.mark.parametrize("moment", ["_write_slot", "_sync_targets"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_file_that_is_collected_in_a_checkpoint(tmp_path: Path, count: int, moment: str) -> None:
+    child.run(
+        """
+        import gc, sys, threading, warnings, iolift
+        warnings.simplefilter("ignore")
+        gc.disable()
+        place, count, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+        paths = [place + f"/file{i}" for i in range(count)]
+        files = iolift.open_together(paths, "x+", journal=place + "/journal")
+        for f in files:
+            f.pwrite(b"x", 0)
+        journal, core, last = files[0]._journal, files[0]._core, files[-1]
+        real = getattr(journal, moment)
+        def collect(*arguments):
+            gc.collect()
+            return real(*arguments)
+        setattr(journal, moment, collect)
+        cycle = [files[0]]
+        cycle.append(cycle)
+        files[0].cycle = cycle
+        del f, files, cycle
+        if count == 1:
+            last = None
+        journal.checkpoint(journal._write_back())
+        if last is not None:
+            last.close()
+        while not (core.closed and journal.closed):
+            pass
+        """,
+        tmp_path,
+        count,
+        moment,
+    )
+    assert contents(tmp_path, count) == [b"x"] * count
+    opened(tmp_path, count).close()
+
+
+def test_the_first_error_of_closing_is_told(tmp_path: Path) -> None:
+    files = opened(tmp_path)
+    numbers = {file.fileno(): i for i, file in enumerate(files)}
+    storage = files[0]._journal._storage
+    real = storage.sync
+
+    def sync(handle: int) -> None:
+        if handle in numbers:
+            raise OSError(errno.EIO, f"of file {numbers[handle]}")
+        real(handle)
+
+    storage.sync = sync
+    for file in files:
+        file.pwrite(b"x", 0)
+    with pytest.raises(OSError, match="of file 0"):
+        files.close()
+    assert [file.closed for file in files] == [True, True]
 
 
 def test_a_close_that_is_interrupted_keeps_the_descriptor_for_the_sync(tmp_path: Path) -> None:
@@ -334,6 +485,37 @@ def test_a_full_journal_waits_for_whichever_file_holds_it_up(tmp_path: Path) -> 
         assert held.state in ("written", "checkpointed")
         assert b.pread(6000, 0) == bytes([99]) * 6000
     assert contents(tmp_path) == [b"held", bytes([99]) * 6000]
+
+
+def test_a_truncate_of_another_file_is_waited_for_where_the_journal_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, **SMALL) as (a, b):
+        a._journal._aside = lambda work: None
+        cutting, go, real = threading.Event(), threading.Event(), os.ftruncate
+
+        def ftruncate(fd: int, size: int) -> None:
+            cutting.set()
+            assert go.wait(HANG_S)
+            real(fd, size)
+
+        monkeypatch.setattr(os, "ftruncate", ftruncate)
+        thread = threading.Thread(target=b.truncate, args=(10,))
+        thread.start()
+        assert cutting.wait(HANG_S)
+        tickets: list[Any] = []
+
+        async def fill() -> None:
+            for i in range(60):
+                tickets.append(a.submit_pwrite(bytes([i]) * 6000, 0))
+                if tickets[-1].state == "parked" and not go.is_set():
+                    go.set()
+                await tickets[-1]
+
+        asyncio.run(fill())
+        assert go.is_set()
+        thread.join()
+        assert a.pread(1, 0) == bytes([59])
 
 
 def test_a_file_that_fails_holds_back_checkpoints_and_is_made_good(tmp_path: Path) -> None:

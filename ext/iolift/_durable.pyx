@@ -50,7 +50,7 @@ cdef int hold_write(LandingDesk self, Ticket ticket) except -1:
         return 0
     writes = self.window.writes
     writes.has_records = True
-    self.last_receipt = ticket.receipt = receipt
+    ticket.receipt = receipt
     if writes.first_receipt is None:
         writes.first_receipt = receipt if receipt.head is None else receipt.head
     if self.log.gathered_bytes >= COMMIT_BYTES:
@@ -71,7 +71,7 @@ cdef bint is_journal_tight(LandingDesk self, int64_t size) noexcept:
 cdef bint any_writes(list desks) noexcept:
     cdef LandingDesk desk
     for desk in desks:
-        if desk.window.has_writes():
+        if desk.window.has_writes() or desk.solo_writes:    # or a truncate is under way
             return True
     return False
 
@@ -102,8 +102,8 @@ cdef bint has_unheard_refusals(LandingDesk self) noexcept:
 
 
 cdef int hold_sync(LandingDesk self, Ticket ticket) except -1:
-    # It ends when all that was submitted before is received.
-    cdef Receipt last = self.last_receipt
+    # It ends when all that was submitted before is received, to whichever file of the journal.
+    cdef Receipt last = self.log.youngest
     if last is None or last.state >= RECEIVED:
         return end_sync(self, ticket, last)
     ticket.receipt = last

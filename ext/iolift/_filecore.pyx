@@ -128,11 +128,10 @@ cdef class FileCore(BulkDesk):
     def close(self):
         if self.is_closed:
             return
-        self.is_closed = True
-        self.coalescer.files.discard(self)
+        self.is_closed = self.is_draining = True
         try:
+            self.coalescer.files.discard(self)      # lets others in
             if self.scheduler.generation == fork_generation():
-                self.is_draining = True
                 self.drain()
                 self.finish()
         finally:

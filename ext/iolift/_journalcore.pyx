@@ -2,7 +2,7 @@
 
 1. Whatever changes the file - single writes, ranges, vectors, truncates - gathers a record in the
    moment in which it takes its place among the others, and is done when that is received.
-2. A sync is over when all records gathered before it are received.
+2. A sync is over when all records gathered before it are received, of whichever file.
 3. A truncate takes its place when nothing is held or flying; writes that come meanwhile wait at the
    door, so that the order in the journal is the order in the file. Those of its own caller do not:
    they come from a signal handler, which may do something that the truncate waits for.
@@ -11,7 +11,9 @@
    reason a truncate leads no commit: who does calls back.
 5. The journal is closed after the last ticket and the last truncate, and before the descriptor;
    where close() was interrupted, by whatever is the last to end. A file that shares it with others
-   is synced instead, and the journal lets go of it: the last one that is open closes the journal.
+   leaves it with a checkpoint, and the last one closes it.
+6. A finalizer may come into the middle of a checkpoint of its own thread. It leaves the rest to
+   another one, and nobody waits for that.
 
 Who may call: any thread, with the GIL.
 """
@@ -178,18 +180,20 @@ cdef class JournalledCore(FileCore):
             self.scheduler.counters.syncs_asked += 1
             while self.parked_here:
                 self.scheduler.wait_for_landing(INT64_MAX)
-            last = self.last_receipt
+            last = self.log.youngest
             if last is not None:
                 try:
                     self.log.wait(last, INT64_MAX)
                 except OSError:
                     if self.log.poison is not None:
                         raise
-            if has_unheard_refusals(self):
+            for core in list(self.sharers):
                 # Whoever holds the ticket of what was refused is told there, else it is told here.
-                self.settle_writes()
+                if has_unheard_refusals(core):
+                    settle(core)
             self.check_poison()
-            self.raise_deferred()
+            for core in list(self.sharers):
+                (<JournalledCore>core).raise_deferred()
         finally:
             self.leave()
 
@@ -218,22 +222,39 @@ cdef int settle(JournalledCore self) except -1:
 
 cdef int leave_journal(JournalledCore self) except -1:
     # Nothing of this file is held or flying. At the interpreter's end it may still be open.
-    cdef JournalledCore other
-    if not self.is_closed or len(self.sharers) == 1 or self.journal.closed:
-        return close_journal(self)
-    self.sharers.remove(self)
-    other = self.sharers[0]
-    other.unlanded.extend(self.unlanded)    # they hold checkpoints back, also without it
-    self.active += 1                        # of the descriptor, until it is synced
-    do_aside(self, lambda: release_entered(self))
+    cdef bint is_over = self.journal.closed, is_inside = self.journal.is_held_here()
+    if is_inside:
+        self.active += 1                # the descriptor stays, also where no thread can be had
+        _thread.start_new_thread(lambda: leave_entered(self), ())
+    elif is_over or not self.is_closed or is_last(self):
+        close_journal(self)
+    else:
+        self.active += 1                # the descriptor stays until it is synced
+        do_aside(self, lambda: leave_entered(self))
     return 0
 
 
-cdef int release_entered(JournalledCore self) except -1:
+cdef bint is_last(JournalledCore self) noexcept:
+    return len(self.sharers) == 1 and self.sharers[0] is self
+
+
+cdef int leave_entered(JournalledCore self) except -1:
+    # The file is closed, and this is what its descriptor waits for.
+    cdef JournalledCore other
     try:
-        self.journal.release(self.target_number)
+        for core in list(self.sharers):
+            settle(core)                # so that the checkpoint passes all that this file has
     finally:
-        self.leave()
+        try:
+            if is_last(self):
+                close_journal(self)
+            elif self in self.sharers:      # and not already gone
+                self.sharers.remove(self)
+                other = self.sharers[0]
+                other.unlanded.extend(self.unlanded)    # they hold checkpoints back for good
+                self.journal.release(self.target_number)
+        finally:
+            self.leave()
     return 0
 
 
@@ -338,7 +359,6 @@ cdef Receipt take_place(JournalledCore self, Solo* solo, int64_t length, object 
                 self.scheduler.wait_for_landing(INT64_MAX)
         # From here to the solo's place nothing lets go of the GIL.
         receipt = self.log.add(TRUNCATE_RECORD, self.target_number, length, b"", None, NULL, 0)
-        self.last_receipt = receipt
         self.unlanded.append(receipt)
         try:
             begin_solo(self, solo, WRITE, 0, INT64_MAX, NULL)

@@ -4,7 +4,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from ._backend cimport Kind
-from ._log cimport Log, Receipt
+from ._log cimport Log
 from ._recorder cimport RequestRow, RowState
 from ._scheduler cimport Scheduler
 from ._ticket cimport Desk, Ticket
@@ -48,7 +48,6 @@ cdef class LandingDesk(Desk):
     cdef Log log                    # its writing end
     cdef list sharers               # the desks of all open files of the journal, this one included
     cdef uint32_t target_number     # this file's, in the journal
-    cdef Receipt last_receipt       # of the youngest record
     cdef uint64_t refusals_landed   # of the log's, all tickets have ended
     cdef list unlanded              # Receipts of truncates under way, and of writes that failed
 

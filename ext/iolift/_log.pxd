@@ -62,6 +62,7 @@ cdef class Log(Timed):
     cdef uint32_t durable_crc   # of record `chain.durable`
     cdef Py_ssize_t header_size     # 0, or BLOCK where the group begins a segment
     cdef object gathered        # collections.deque of Receipts
+    cdef Receipt youngest       # of all that were ever gathered
     cdef list group
     cdef list passed            # that were withdrawn, up to the end of the group
     cdef list heard             # of the last group, and has watchers

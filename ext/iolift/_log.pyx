@@ -271,6 +271,7 @@ cdef class Log(Timed):
             return head
         self.check()
         self.gathered.extend(parts)
+        self.youngest = receipt
         self.gathered_bytes += total
         if receipt.key_size:
             self.keys_under_way[key] = receipt

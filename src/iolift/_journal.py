@@ -114,14 +114,18 @@ class Journal:
         self._pid = os.getpid()
         self._closed = False
         self._preparing = threading.Lock()
-        self._checkpointing = threading.Lock()
+        self._checkpointing = threading.RLock()  # which knows its owner: nobody enters it twice
         self._spares: list[tuple[int, int]] = []  # number, handle
+        self.log: Log = None  # type: ignore[assignment]  # until it is open
         self._target_error: OSError | None = None
         self._slot_error: OSError | None = None
         try:
             storage.lock()
             self._open(targets, segment_bytes, extend)
         except BaseException:
+            if self.log is not None:
+                for _, handle in self.log.drop_before(1 << 63):
+                    storage.shut(handle)
             storage.close()
             raise
 
@@ -165,7 +169,7 @@ class Journal:
         """
         identity = self._storage.identity(target)
         try:
-            with self._checkpointing:
+            with self._alone():
                 if identity in self._slot.targets:
                     number = self._slot.targets.index(identity)
                 else:
@@ -182,20 +186,40 @@ class Journal:
             self._tell_of_slot_error()
 
     def release(self, number: int) -> None:
-        """The file of a target is about to be closed, with all its records in it: it is synced, and
-        no checkpoint is for it any more. Idempotent.
+        """The file of a target is about to be closed, with all its records in it: after this
+        checkpoint the journal has nothing to do with it, unless another file holds the checkpoint
+        back. Idempotent. O(targets) syncs.
 
-        Raises OSError where the sync failed; then no checkpoint is ever made again.
+        Raises OSError where the file's own sync failed; no checkpoint is made from then on.
         """
+        through = self._write_back()
+        try:
+            with held_whatever_comes(self._checkpointing):
+                target = self.targets.pop(number, None)
+                if target is None or self._closed or self._target_error is not None:
+                    return
+                try:
+                    self._storage.sync(target)
+                except BaseException as error:
+                    # Also one that was interrupted: nobody knows how far it came.
+                    failure = error if isinstance(error, OSError) else None
+                    self._target_error = failure or OSError(errno.EIO, repr(error))
+                    raise
+                with contextlib.suppress(OSError):  # which whoever makes the next one hears of
+                    self._checkpoint(through, is_last=False)
+        finally:
+            self._tell_of_slot_error()
+
+    def is_held_here(self) -> bool:
+        """Whether this thread is in the middle of a checkpoint: a finalizer or a handler asks."""
+        return bool(self._checkpointing._is_owned())  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self.is_held_here():
+            raise OSError(errno.EDEADLK, "a checkpoint in the middle of a checkpoint")
         with self._checkpointing:
-            target = self.targets.pop(number, None)
-            if target is None or self._closed or self._target_error is not None:
-                return
-            try:
-                self._storage.sync(target)
-            except OSError as error:
-                self._target_error = error
-                raise
+            yield
 
     # ------------------------------------------------------------------------------------ writing
 
@@ -342,7 +366,7 @@ class Journal:
         slot poisons the journal. O(targets) syncs, one slot, one sync.
         """
         try:
-            with self._checkpointing:
+            with self._alone():
                 self._checkpoint(through, is_last)
         finally:
             self._tell_of_slot_error()
@@ -442,7 +466,7 @@ class Journal:
 
 
 @contextlib.contextmanager
-def held_whatever_comes(*locks: threading.Lock) -> Iterator[None]:
+def held_whatever_comes(*locks: Any) -> Iterator[None]:
     """Hold these: whoever has one is about to let go of it. A Ctrl-C is heard afterwards."""
     interrupt = None
     for lock in locks:
@@ -496,6 +520,9 @@ def match_targets(
     and another one is there, and where one that has records is not among those given.
     """
     table = {identity: number for number, identity in enumerate(found.slot.targets)}
+    count = len(table.keys() | set(identities))
+    if count > LIMITS["targets"]:
+        raise ValueError(f"{count} targets: at most {LIMITS['targets']} share a journal")
     extend = extend and not table.keys().isdisjoint(identities)
     matched: dict[int, int] = {}
     for identity, target in zip(identities, targets, strict=True):

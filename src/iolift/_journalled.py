@@ -36,23 +36,25 @@ def open_journal(cores: Sequence[JournalledCore], path: Any, **options: Any) -> 
     # A storage of a test's own may stand in for the directory.
     directory = isinstance(path, str | bytes | os.PathLike)
     storage = DirectoryStorage(path) if directory else path
-    with contextlib.ExitStack() as stack:
-        for core in cores:
-            stack.enter_context(_through_the_page_cache(core.fileno()))
-        journal = Journal(
-            storage,
-            [core.fileno() for core in cores],
-            write_back=cores[0].landed_sequence,
-            commit_aside=cores[0].commit_aside,
-            extend=len(cores) > 1,
-            **options,
-        )
+    journal = None
     try:
+        with contextlib.ExitStack() as stack:
+            for core in cores:
+                stack.enter_context(_through_the_page_cache(core.fileno()))
+            journal = Journal(
+                storage,
+                [core.fileno() for core in cores],
+                write_back=cores[0].landed_sequence,
+                commit_aside=cores[0].commit_aside,
+                extend=len(cores) > 1,
+                **options,
+            )
         sharers = list(cores)
         for core in cores:
             core.attach(journal, sharers)
     except BaseException:
-        journal.close()
+        if journal is not None:
+            journal.close()
         raise
     return journal
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from ._coalescer import Coalescer
@@ -27,9 +26,14 @@ class Files(tuple[File, ...]):
 
         Raises the first error after having tried all.
         """
-        with contextlib.ExitStack() as stack:
-            for file in reversed(self):
-                stack.callback(file.close)
+        first: BaseException | None = None
+        for file in self:
+            try:
+                file.close()
+            except BaseException as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def __enter__(self) -> Files:
         return self
@@ -38,18 +42,16 @@ class Files(tuple[File, ...]):
         self.close()
 
 
-class _Shared:
-    """A coalescer that several files have for their own: the last one to let go closes it."""
+class _Share:
+    """A file's share in a coalescer that several have for their own: the last one closes it."""
 
-    def __init__(self, coalescer: Coalescer, holders: int) -> None:
+    def __init__(self, coalescer: Coalescer, holders: set[_Share]) -> None:
         self._coalescer, self._holders = coalescer, holders
-        self._lock = threading.Lock()
+        holders.add(self)
 
     def close(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            is_last = self._holders == 0
-        if is_last:
+        self._holders.discard(self)
+        if not self._holders:
             self._coalescer.close()
 
 
@@ -82,8 +84,8 @@ def open_together(
     Idempotency keys are the journal's, not a file's.
 
     The journal recovers all its files or none: after a crash each one that it has records for must
-    be given. Others may join when it knows one of those given, 64 in all. The last file that is
-    closed closes the journal; one that is closed before is synced by that.
+    be given. Others may join when it knows one of those given, 64 in all. To close one of them is a
+    checkpoint of all; the last one closes the journal.
 
     Raises ForeignJournalError where a file is missing, or the journal is that of other files,
     ValueError for no path, or two of one file, and whatever iolift.open raises; then none is open.
@@ -108,10 +110,11 @@ def open_together(
     check_coalescer(coalescer, options)
     check_options(mode, flags, journal_segment_bytes, journal_max_bytes)
     common = Coalescer(**options) if coalescer is None else coalescer
-    owned = _Shared(common, len(paths)) if coalescer is None else None
+    holders: set[_Share] = set()
     files = Files(File.__new__(File) for _ in paths)
     try:
         for file, path in zip(files, paths, strict=True):
+            owned = _Share(common, holders) if coalescer is None else None
             file._prepare(path, mode, True, None, direct, common, owned, JournalledCore)
         _check_distinct(files)
         opened = open_journal(
@@ -125,7 +128,7 @@ def open_together(
             file._begin(opened)
     except BaseException:
         with contextlib.ExitStack() as stack:
-            if owned is not None:
+            if coalescer is None:
                 stack.callback(common.close)
             for file in files:
                 stack.callback(file._abandon)
