@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from ._ticket import Ticket
 
 
+UNKNOWN_BYTES = 1 << 16  # are read at a time of a file that does not say how many it has
+
+
 class File(io.RawIOBase):
     """A file whose reads and writes are merged, sorted and moved in batches.
 
@@ -68,6 +71,7 @@ class File(io.RawIOBase):
     _journal: Journal | None = None
     _closed = True
     _finalizing = False  # io.IOBase sets it when the object goes unclosed
+    _is_write_behind = True
     _is_behind = False  # something was written since the last flush
     _error: OSError | None = None  # was raised by `fileno`, which a caller may have swallowed
 
@@ -377,8 +381,10 @@ class File(io.RawIOBase):
             core = self._file
             parts: list[bytes] = []
             while True:
-                # One byte more than the size says: a file that grows is read on.
-                part = core.pread(max(core.size() - self._position, 0) + 1, self._position)
+                # One byte more than the size says: a file that grows is read on. Some say nothing,
+                # as those of /proc.
+                left = core.size() - self._position
+                part = core.pread(left + 1 if left > 0 else UNKNOWN_BYTES, self._position)
                 if not part:
                     return b"".join(parts)
                 parts.append(part)
@@ -395,8 +401,11 @@ class File(io.RawIOBase):
             position = self._position
             if self._mode.startswith("a"):
                 position = core.size()
-            written = core.write_behind(data, position)
-            self._is_behind = True
+            if self._is_write_behind:
+                written = core.write_behind(data, position)
+                self._is_behind = True
+            else:
+                written = core.pwrite(data, position)
             self._position = position + written
             return written
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._coalescer import Coalescer
+from ._file import File
 from ._scratch import SCRATCH, borrowed_scratch
 from .errors import ForkedError, RangeError, ShortReadError
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._file import File
-
 __all__ = ["LiftFile", "LiftFileSystem"]
 
 # What AbstractFileSystem and its metaclass take: everything else is for the Coalescer.
@@ -51,12 +50,16 @@ FSSPEC_OPTIONS = {
 }
 
 
-@functools.lru_cache(maxsize=32)
-def _shared_coalescer(options: frozenset[tuple[str, Any]]) -> Coalescer:
-    return Coalescer(**dict(options))
+@functools.lru_cache(maxsize=32, typed=True)
+def _made_once(**options: Any) -> Coalescer:
+    return Coalescer(**options)
 
 
-os.register_at_fork(after_in_child=_shared_coalescer.cache_clear)
+def _shared_coalescer(options: dict[str, Any]) -> Coalescer:
+    return _made_once(**dict(sorted(options.items())))
+
+
+os.register_at_fork(after_in_child=_made_once.cache_clear)
 
 
 class LiftFileSystem(LocalFileSystem):  # type: ignore[misc]
@@ -77,17 +80,17 @@ class LiftFileSystem(LocalFileSystem):  # type: ignore[misc]
         super().__init__(auto_mkdir=auto_mkdir, **own)
         self._direct = bool(direct)
         self._options = options
-        _shared_coalescer(frozenset(options.items()))  # a bad option is an error now
+        _shared_coalescer(options)  # a bad option is an error now
 
     @property
     def coalescer(self) -> Coalescer:
         """The Coalescer of this process for these options."""
-        return _shared_coalescer(frozenset(self._options.items()))
+        return _shared_coalescer(self._options)
 
     def _open_raw(self, path: str, mode: str, max_gap: int | None = None) -> File:
-        gap = {} if max_gap is None else {"gap": max_gap}
-        coalescer = _shared_coalescer(frozenset((self._options | gap).items()))
-        return coalescer.open(path, mode, direct=self._direct)
+        gap = {} if max_gap is None else {"gap": int(max_gap)}
+        coalescer = _shared_coalescer(self._options | gap)
+        return _Raw(path, mode, direct=self._direct, coalescer=coalescer)
 
     def _open(self, path: Any, mode: str = "rb", block_size: Any = None, **kwargs: Any) -> LiftFile:
         path = self._strip_protocol(path)
@@ -112,6 +115,9 @@ class LiftFileSystem(LocalFileSystem):  # type: ignore[misc]
         """Write a file of just these bytes. mode "create": FileExistsError if it is there."""
         if mode not in ("overwrite", "create"):
             raise ValueError(f"mode must be 'overwrite' or 'create', not {mode!r}")
+        if mode == "create" and self._intrans:  # only what is open for "w" waits for the commit
+            super().pipe_file(path, value, mode, **kwargs)
+            return
         with self.open(path, "xb" if mode == "create" else "wb", **kwargs) as f:
             f.write(value)
 
@@ -163,6 +169,13 @@ class LiftFileSystem(LocalFileSystem):  # type: ignore[misc]
         return answers
 
 
+class _Raw(File):
+    """Not write-behind: what compresses into a file never closes it, and would not hear of an error
+    that comes late."""
+
+    _is_write_behind = False
+
+
 class LiftFile(LocalFileOpener):  # type: ignore[misc]
     """What LiftFileSystem.open returns: a buffered file over an iolift.File, its `raw`.
 
@@ -180,7 +193,11 @@ class LiftFile(LocalFileOpener):  # type: ignore[misc]
             handle, target = tempfile.mkstemp()
             os.close(handle)
             self.temp = target
-        self.raw = self.fs._open_raw(target, self.mode)
+        if "a" in self.mode and not self.fs._direct:
+            # There is nothing to merge, and only the kernel knows the end where several append.
+            self.raw: io.RawIOBase = io.FileIO(target, self.mode)
+        else:
+            self.raw = self.fs._open_raw(target, self.mode)
         self.f = _buffered(self.raw, self.mode)
         if self.compression:
             self.f = compr[self.compression](self.f, mode=self.mode)
@@ -199,13 +216,17 @@ class LiftFile(LocalFileOpener):  # type: ignore[misc]
         with contextlib.suppress(ForkedError):
             self.f.close()
 
+    def __exit__(self, *exception: object) -> None:
+        self._incontext = False
+        self.close()
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         del state["raw"]
         return state
 
 
-def _buffered(raw: File, mode: str) -> Any:
+def _buffered(raw: io.RawIOBase, mode: str) -> Any:
     if "+" in mode:
         return io.BufferedRandom(raw)  # type: ignore[type-var, unused-ignore]
     return io.BufferedReader(raw) if "r" in mode else io.BufferedWriter(raw)
@@ -221,7 +242,11 @@ def _check_ranges(
     for name, limits in (("starts", starts), ("ends", ends)):
         if len(limits) != len(paths):
             raise ValueError(f"{name} has {len(limits)} limits for {len(paths)} paths")
-    if max_gap is not None and (not isinstance(max_gap, Integral) or max_gap < 0):
+    if max_gap is not None and (
+        isinstance(max_gap, bool)
+        or not isinstance(max_gap, Integral)
+        or not 0 <= int(max_gap) < 2**63
+    ):
         raise ValueError(f"max_gap must be a number of bytes or None, not {max_gap!r}")
     if on_error not in ("return", "raise"):
         raise ValueError(f"on_error must be 'return' or 'raise', not {on_error!r}")
@@ -238,8 +263,18 @@ def _read_one(f: File, start: int | None, end: int | None) -> bytes:
         return f.pread(last - first, first)
     # To the end, wherever that is now: files of /proc have no size, and others grow.
     f.seek(first)
-    found = f.readall()
-    return found if end is None else found[: last - first]
+    return f.readall() if end is None else _read_until(f, last - first)
+
+
+def _read_until(f: File, n: int) -> bytes:
+    parts: list[bytes] = []
+    while n > 0:
+        part = f.read(min(n, 1 << 20))
+        if not part:
+            break
+        parts.append(part)
+        n -= len(part)
+    return b"".join(parts)
 
 
 def _read_many(f: File, starts: list[Any], ends: list[Any]) -> list[Any]:

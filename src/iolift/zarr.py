@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["LiftStore"]
 
 INLINE = 256 << 10  # copying more from the page cache takes longer than a hop to a thread
+MAX_AWAITED = 64  # reads that tasks await, each with its file open; others go to threads
 LARGE = 1 << 20  # read to where it stays, not through the scratch memory
 NO_VALUE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
@@ -88,8 +89,8 @@ class LiftStore(LocalStore):
             raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
         if coalescer is not None and not isinstance(coalescer, Coalescer):
             raise TypeError(f"coalescer must be an iolift.Coalescer, not {coalescer!r}")
-        self._settings = (max_open_files, frozenset(options.items()))
-        files = _shared(*self._settings) if coalescer is None else _Files(coalescer, max_open_files)
+        self._settings = max_open_files, dict(sorted(options.items()))
+        files = self._shared_files() if coalescer is None else _Files(coalescer, max_open_files)
         self._own: tuple[int, _Files] | None = (os.getpid(), files)
 
     @classmethod
@@ -127,8 +128,12 @@ class LiftStore(LocalStore):
     @property
     def _files(self) -> _Files:
         if self._own is None or self._own[0] != os.getpid():
-            self._own = (os.getpid(), _shared(*self._settings))
+            self._own = (os.getpid(), self._shared_files())
         return self._own[1]
+
+    def _shared_files(self) -> _Files:
+        max_open_files, options = self._settings
+        return _shared(max_open_files, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_own": None}
@@ -171,11 +176,14 @@ class LiftStore(LocalStore):
         except NO_VALUE:
             return None
         start, n = _span(byte_range, size)
-        if n <= INLINE:
-            data = await file.submit_pread(n, start)
-        else:
-            data = await asyncio.to_thread(file.pread, n, start)
-        return _buffer(prototype, data)
+        if n <= INLINE and self._files.awaited < MAX_AWAITED:
+            with self._files.awaiting():
+                return _buffer(prototype, await file.submit_pread(n, start))
+        # It is opened there: no more files are than threads, however many tasks ask.
+        del file
+        return await asyncio.to_thread(
+            self.get_sync, key, prototype=prototype, byte_range=byte_range
+        )
 
     def get_sync(
         self,
@@ -252,8 +260,9 @@ class LiftStore(LocalStore):
         if not byte_ranges:
             return []
         with _grouped(key):
-            file, size = self._files.find(self.root / key)
-            found = _read_many(file, _spans(byte_ranges, size))
+            found = self._read_here(key, byte_ranges)
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
         return [(i, _buffer(prototype, data)) for i, data in enumerate(found)]
 
     async def _read(self, key: str, asked: Sequence[ByteRequest | None]) -> list[bytes] | None:
@@ -262,10 +271,19 @@ class LiftStore(LocalStore):
         except NO_VALUE:
             return None
         spans = _spans(asked, size)
-        if len(spans) == 1 and spans[0][1] <= INLINE:
+        if len(spans) == 1 and spans[0][1] <= INLINE and self._files.awaited < MAX_AWAITED:
             start, n = spans[0]
-            return [await file.submit_pread(n, start)]
-        return await asyncio.to_thread(_read_many, file, spans)
+            with self._files.awaiting():
+                return [await file.submit_pread(n, start)]
+        del file
+        return await asyncio.to_thread(self._read_here, key, asked)
+
+    def _read_here(self, key: str, asked: Sequence[ByteRequest | None]) -> list[bytes] | None:
+        try:
+            file, size = self._files.find(self.root / key)
+        except NO_VALUE:
+            return None
+        return _read_many(file, _spans(asked, size))
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -362,6 +380,16 @@ class _Files:
         self._limit = limit
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._lock = threading.RLock()  # a signal handler may come in between; over no system call
+        self.awaited = 0  # reads that tasks await, each with its file; about, where loops race
+
+    @contextlib.contextmanager
+    def awaiting(self) -> Iterator[None]:
+        """While a task awaits a read."""
+        self.awaited += 1
+        try:
+            yield
+        finally:
+            self.awaited -= 1
 
     def find(self, path: Path) -> tuple[File, int]:
         """The file that path names now, and its size in bytes. Raises OSError."""
@@ -378,7 +406,11 @@ class _Files:
                 raise
             if (status.st_dev, status.st_ino) == known[1:]:
                 return known.file, status.st_size
-        file = _Shared(name, coalescer=self.coalescer)
+        try:
+            file = _Shared(name, coalescer=self.coalescer)
+        except OSError:
+            self.forget(path)
+            raise
         status = os.fstat(file.fileno())
         if self._limit:
             dropped = [known]  # closed after the lock
@@ -404,9 +436,9 @@ class _Files:
         dropped.clear()
 
 
-@functools.lru_cache(maxsize=32)
-def _shared(max_open_files: int, options: frozenset[tuple[str, Any]]) -> _Files:
-    return _Files(Coalescer(**dict(options)), max_open_files)
+@functools.lru_cache(maxsize=32, typed=True)
+def _shared(max_open_files: int, **options: Any) -> _Files:
+    return _Files(Coalescer(**options), max_open_files)
 
 
 os.register_at_fork(after_in_child=_shared.cache_clear)

@@ -291,6 +291,8 @@ def test_the_first_error_is_raised(make_file: Any, lift: Any) -> None:
         ((["/data"], 0, []), "ValueError: ends has 0 limits for 1 paths"),
         ((["/data"], 0, 1, -1), "ValueError: max_gap .* -1"),
         ((["/data"], 0, 1, 1.5), "ValueError: max_gap .* 1.5"),
+        ((["/data"], 0, 1, True), "ValueError: max_gap .* True"),
+        ((["/data"], 0, 1, 2**63), "ValueError: max_gap .* 9223372036854775808"),
         ((["/data"], 0, 1, None, "omit"), "ValueError: on_error .* 'omit'"),
     ],
 )
@@ -312,6 +314,9 @@ def test_a_file_of_no_size(lift: Any) -> None:
     got = lift.cat_ranges([path] * 4, [0, 2, 3, 5], [20, 20, None, 5])
     assert got == [content[:20], content[2:20], content[3:], b""]
     assert lift.cat_file(path) == content
+    # Or it has no end.
+    assert lift.cat_file("/dev/zero", 0, 10) == bytes(10)
+    assert lift.cat_ranges(["/dev/zero"] * 2, [0, 5], [3, 9]) == [bytes(3), bytes(4)]
 
 
 def test_ranges_of_compressed_files_go_through_open(make_file: Any, tmp_path: Path) -> None:
@@ -455,6 +460,61 @@ def test_a_transaction(tmp_path: Path) -> None:
         fs.pipe_file(path, b"nothing")
         raise KeyError
     assert path.read_bytes() == b"all or nothing"
+    new = tmp_path / "new"
+    with contextlib.suppress(KeyError), fs.transaction:
+        fs.pipe_file(new, b"nothing", mode="create")
+        raise KeyError
+    assert not new.exists()
+    with fs.transaction:
+        fs.pipe_file(new, b"created", mode="create")
+        assert not new.exists()
+    assert new.read_bytes() == b"created"
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "bz2", "xz"])
+def test_an_error_of_writing_is_told(tmp_path: Path, compression: str | None) -> None:
+    """What compresses does not close the file below it: nobody would hear of it later."""
+    child.run(
+        """
+        import errno, os, resource, sys
+        from iolift.fsspec import LiftFileSystem
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        compression = None if sys.argv[2] == "None" else sys.argv[2]
+        try:
+            LiftFileSystem().pipe_file(sys.argv[1], os.urandom(3 << 20), compression=compression)
+        except OSError as error:
+            assert error.errno == errno.EFBIG
+        else:
+            sys.exit("nothing was said")
+        """,
+        tmp_path / "file",
+        compression,
+    )
+
+
+def test_several_may_append(tmp_path: Path, lift: Any) -> None:
+    with lift.open(tmp_path / "log", "ab") as one, lift.open(tmp_path / "log", "ab") as other:
+        for i in range(10):
+            for f in (one, other):
+                f.write(b"%d" % i)
+                f.flush()
+    assert (tmp_path / "log").read_bytes() == b"00112233445566778899"
+
+
+def test_leaving_an_open_file_in_a_forked_child(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"x")
+    child.run(
+        """
+        import os, sys
+        from iolift.fsspec import LiftFileSystem
+        with LiftFileSystem().open(sys.argv[1]) as f:
+            pid = os.fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+        """,
+        path,
+    )
 
 
 def test_direct(make_file: Any, tmp_path: Path) -> None:

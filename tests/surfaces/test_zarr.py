@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import child
 import numpy as np
 import pytest
 from child import run
@@ -386,9 +387,9 @@ def test_big_reads_leave_the_loop_and_small_ones_stay(
     store, hops = LiftStore(tmp_path), []
     to_thread = asyncio.to_thread
 
-    async def counted(*args: Any) -> Any:
+    async def counted(*args: Any, **options: Any) -> Any:
         hops.append(args)
-        return await to_thread(*args)
+        return await to_thread(*args, **options)
 
     monkeypatch.setattr(asyncio, "to_thread", counted)
     for request_, expected in (
@@ -402,6 +403,37 @@ def test_big_reads_leave_the_loop_and_small_ones_stay(
     hops.clear()
     asyncio.run(ranges(store, "c", blocks_of(range(9))))
     assert len(hops) == 1
+
+
+@pytest.mark.parametrize("size", [100, 300_000])
+def test_many_tasks_have_few_files_open(tmp_path: Path, size: int) -> None:
+    child.run(
+        """
+        import asyncio, os, resource, sys
+        from zarr.abc.store import RangeByteRequest
+        from zarr.core.buffer import default_buffer_prototype
+        from iolift.zarr import LiftStore
+        place, size = sys.argv[1], int(sys.argv[2])
+        keys = [f"k{i}" for i in range(400)]
+        for key in keys:
+            with open(os.path.join(place, key), "wb") as f:
+                f.write(key.encode() * size)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        prototype = default_buffer_prototype()
+        ranges = [(k, RangeByteRequest(j, j + 2)) for k in keys for j in (0, 50)]
+        async def main():
+            asyncio.get_running_loop().slow_callback_duration = 100   # no word of that
+            store = LiftStore(place, backend="posix")
+            values = await asyncio.gather(*[store.get(key, prototype) for key in keys])
+            assert [v.to_bytes() for v in values] == [k.encode() * size for k in keys]
+            parts = await store.get_partial_values(prototype, ranges)
+            assert all(len(p) == 2 for p in parts)
+        asyncio.run(main())
+        """,
+        tmp_path,
+        size,
+    )
 
 
 # -------------------------------------------------------------------------------- nothing is stale
@@ -467,6 +499,17 @@ def test_what_was_deleted_here_is_not_kept_open(tmp_path: Path) -> None:
     assert open_below(tmp_path) == [f"{tmp_path}/ab/0"]
     asyncio.run(store.delete("ab"))
     assert not open_below(tmp_path)
+
+
+def test_what_became_something_else_is_not_kept_open(tmp_path: Path) -> None:
+    store = LiftStore(tmp_path)
+    (tmp_path / "k").write_bytes(b"value")
+    assert store.get_sync("k") is not None
+    assert str(tmp_path / "k") in store._files._open
+    (tmp_path / "k").unlink()
+    (tmp_path / "k").mkdir()
+    assert store.get_sync("k") is None
+    assert str(tmp_path / "k") not in store._files._open
 
 
 def test_a_moved_store(tmp_path: Path) -> None:
