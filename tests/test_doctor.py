@@ -38,7 +38,7 @@ def test_json(capsys, tmp_path):
         assert cost["byte_ns"] > 0
         assert cost["gap"] == pytest.approx(cost["io_us"] * 1000 / cost["byte_ns"], rel=0.01)
     rates = {int(depth): rate for depth, rate in found["reads_per_s"].items()}
-    assert set(rates) == set(_doctor.DEPTHS)
+    assert tuple(rates) == _doctor.DEPTHS[: len(rates)]  # a slow device is not asked for all
     assert min(rates.values()) > 0
     assert rates[found["depth"]] >= 0.9 * max(rates.values())
     assert all(rate < 0.9 * max(rates.values()) for d, rate in rates.items() if d < found["depth"])
@@ -65,7 +65,7 @@ def test_a_directory_is_left_as_it_was(capsys, tmp_path):
 
 def test_a_file_is_only_read(capsys, tmp_path):
     path = tmp_path / "data"
-    data = np.random.default_rng(0).bytes(3 << 20)
+    data = np.random.default_rng(0).bytes(_doctor.LEAST)
     path.write_bytes(data)
     path.chmod(0o400)
     before = path.stat()

@@ -284,3 +284,16 @@ def test_the_environment_records_whoever_does_not_refuse(tmp_path, make_file, tr
     child.run(code, path, trace, IOLIFT_RECORD=str(tmp_path))
     found = [Recording.load(name) for name in tmp_path.glob("*.npz")]
     assert sum(len(recording.requests) for recording in found) == saved
+
+
+def test_names_are_told_apart_however_short_the_rings_are(make_file):
+    path, _ = make_file(BLOCK)
+    with iolift.Coalescer(trace=2) as c:
+        for k in range(5):
+            name = f"{path}-{k}"
+            with open(name, "wb") as f:
+                f.write(b"x")
+            with c.open(name) as f:
+                f.pread(1, 0)
+        recording = c.recording()
+    assert [recording.files[k][-2:] for k in recording.requests["file"]] == ["-3", "-4"]

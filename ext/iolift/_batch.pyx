@@ -238,13 +238,14 @@ cdef int make_plan(Batch self, const int64_t* lengths, int64_t length,
 
 
 cdef bint is_cached(Batch self) noexcept nogil:
-    # Whether most of some requests are in the page cache. False where the kernel does not say.
-    cdef Py_ssize_t i, count = min(<Py_ssize_t>PROBES, 1 + self.request_count // 4), cached = 0
+    # Whether at least half of some requests are in the page cache. False where the kernel does not
+    # say.
+    cdef Py_ssize_t i, count = min(<Py_ssize_t>PROBES, self.request_count), cached = 0
     cdef char byte
     for i in range(count):
         cached += iolift_read_cached(self.target.descriptor, &byte, 1,
                                      self.requests[i * self.request_count // count].offset) >= 0
-    return 2 * cached > count
+    return 2 * cached >= count
 
 
 cdef int own_pieces(Batch self) noexcept nogil:

@@ -61,15 +61,16 @@ cdef Recorder make_recorder(Coalescer coalescer, object trace):
         capacity = AUTO_TRACE if trace is True else parse_int(trace, "trace", 1, MAX_REQUESTS)
     if trace is not False and os.environ.get("IOLIFT_RECORD"):
         from . import recording
-        capacity = max(capacity, <Py_ssize_t>recording.capacity())
+        recorder = Recorder(max(capacity, <Py_ssize_t>recording.capacity()))
         coalescer.is_attached = True
         recording.attach(coalescer)
+        return recorder
     return Recorder(capacity) if capacity else None
 
 
 cdef int keep_recording(Coalescer self) except -1:
     # For `iolift record`, which gets it when the process ends.
-    if self.is_attached:
+    if self.is_attached and not sys.is_finalizing():    # by then it has it
         self.is_attached = False
         from .recording import keep
         keep(self)

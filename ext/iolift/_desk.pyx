@@ -339,10 +339,12 @@ cdef bint read_cached(FileDesk self) except -1:
     if not take_lone(self, ticket, "alone"):
         return False
     ticket.is_unasked = self.is_unasked = True
-    ticket.record.landed_ns = self.scheduler.now()
+    # What it took was the read, not the hold.
+    ticket.record.dispatched_ns = ticket.record.started_ns = ticket.submitted_ns
     if self.scheduler.recorder is not None:
         record_io(self, READ, ticket.offset, size, ticket.record.started_ns, got,
                   ticket.record.number)
+    ticket.record.landed_ns = self.scheduler.now()
     return end_now(self, ticket, 0) == 0
 
 

@@ -20,6 +20,7 @@ from ._system cimport iolift_now_ns
 
 cdef enum:
     NO_FILE = -1
+    LEAST_NAMES = 1 << 16       # of files that are told apart, however short the rings are
 
 # What ended a hold, as iolift.recording.REASONS has it.
 cdef tuple REASONS = ("", "alone", "time", "bytes", "count", "flush", "demand", "turn", "close",
@@ -47,10 +48,10 @@ cdef class Recorder:
         free(self.ios)
 
     cdef int32_t number_of(self, object name) except -2:
-        # Of names there are no more than of requests, or the rest has none.
+        # Of names there is a bound, and the rest has none.
         number = self.numbers.get(name)
         if number is None:
-            if len(self.numbers) >= self.capacity:
+            if len(self.numbers) >= max(self.capacity, <Py_ssize_t>LEAST_NAMES):
                 return NO_FILE
             number = self.numbers[name] = len(self.numbers)
         return number

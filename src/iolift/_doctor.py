@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 import statistics
 import tempfile
 from contextlib import contextmanager
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from ._replay_data import Progress
 
 SIZE = 256 << 20
-LEAST = 1 << 20
 SMALL, LARGE = 4 << 10, 128 << 10
 SECONDS = 3.0  # for all that is measured
+WRITING_SECONDS = 1.5
 BATCH = 64  # reads at once
+# So many large reads have room, with a hole between any two: neighbours would become one I/O.
+LEAST = 2 * BATCH * LARGE
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 ENOUGH = 0.9  # of the best rate: the depth that is worth having
 
@@ -140,20 +143,31 @@ def _cost(costs: Costs, requests: int) -> Cost:
 @contextmanager
 def _file_to_read(path: str, progress: Progress) -> Iterator[str]:
     if not os.path.isdir(path):
-        size = os.stat(path).st_size
+        size = _size_of(path)
         if size < LEAST:
             raise ValueError(f"{path} has {size} bytes: too few to measure, {LEAST} are needed")
         yield path
         return
+    ends = perf_counter() + WRITING_SECONDS
     with tempfile.NamedTemporaryFile(prefix="iolift-doctor-", dir=path) as file:
         part = np.random.default_rng(0).bytes(8 << 20)
         for done in range(0, SIZE, len(part)):
+            if done >= LEAST and perf_counter() > ends:
+                break
             progress("writing a file", done, SIZE, "B")
             file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         progress("writing a file", SIZE, SIZE, "B")
         yield file.name
+
+
+def _size_of(path: str) -> int:
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+        raise ValueError(f"{path} is no file, directory or block device")
+    with open(path, "rb", buffering=0) as file:
+        return file.seek(0, os.SEEK_END)  # of a device, too
 
 
 class _Probe:
@@ -161,14 +175,17 @@ class _Probe:
 
     def __init__(self, file: File) -> None:
         self.file = file
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = file.seek(0, os.SEEK_END)
         self.measured = "direct" if file.direct else "buffered, cold"
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and 2 * 512 * status.st_blocks < self.size:
+            self.measured += ", mostly holes"
         self._rng = np.random.default_rng(1)
 
     def places(self, n: int, length: int) -> Any:
-        """int64[n]: multiples of `length`, distinct where there are enough."""
-        room = max(1, self.size // length)
-        return self._rng.choice(room, n, replace=room < n) * length
+        """int64[n]: distinct, where there are enough, and none begins where another one ends."""
+        room = max(1, self.size // (2 * length))
+        return self._rng.choice(room, n, replace=room < n) * 2 * length
 
     def read(self, n: int, length: int) -> int:
         """n reads at once; returns the nanoseconds."""
@@ -220,9 +237,12 @@ def _measure_costs(probe: _Probe, progress: Progress) -> Costs:
 
 
 def _measure_depths(name: str, direct: bool, progress: Progress) -> dict[int, float]:
-    """Small reads a second at each of DEPTHS."""
-    rates = {}
+    """Small reads a second at each of DEPTHS; of a device that is slow, not at the deepest."""
+    rates: dict[int, float] = {}
+    whole = perf_counter() + SECONDS
     for place, depth in enumerate(DEPTHS):
+        if rates and 8 * depth / max(rates.values()) > whole - perf_counter():
+            break
         progress("reading at every depth", place, len(DEPTHS), "depths")
         with (
             Coalescer(gap=0, max_io=SMALL, depth=depth) as coalescer,
@@ -241,7 +261,8 @@ def _measure_depths(name: str, direct: bool, progress: Progress) -> dict[int, fl
 
 def device_of(path: str) -> tuple[str, bool | None, str]:
     """(name, whether it has an arm, its I/O scheduler), as far as the system says."""
-    number = os.stat(path).st_dev
+    status = os.stat(path)
+    number = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
     folder = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
     if not os.path.isdir(folder):
         return "none", None, ""

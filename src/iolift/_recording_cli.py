@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 DEFAULT_OUT = "iolift.trace.npz"
 MAX_CAPACITY = 1 << 30
 
+# Those that end a program which has no mind of its own about them.
+PASSED_ON = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+
 
 def add_record(commands: Any) -> None:
     """Adds `record` to the parser of the console script."""
@@ -103,14 +109,20 @@ def _run_record(arguments: argparse.Namespace) -> int:
     if not parts:
         print("iolift: nothing was recorded: no coalescer was used", file=sys.stderr)
         return status
-    whole = merge(parts)
-    whole.save(out)
+    whole, kept = merge(parts), arguments.out
+    try:
+        whole.save(out)
+    except OSError as error:  # what was recorded can't be had again
+        handle, kept = tempfile.mkstemp(prefix="iolift-record-", suffix=".npz")
+        os.close(handle)
+        whole.save(kept)
+        print(f"iolift: --out: {arguments.out}: {error.strerror or error}", file=sys.stderr)
     lost = ""
     if whole.lost_requests or whole.lost_ios:
         lost = f", without {whole.lost_requests:,} requests and {whole.lost_ios:,} I/Os before them"
     print(
         f"iolift: {len(whole.requests):,} requests and {len(whole.ios):,} I/Os of {len(parts)} "
-        f"process{'es' if len(parts) > 1 else ''} are in {arguments.out}{lost}",
+        f"process{'es' if len(parts) > 1 else ''} are in {kept}{lost}",
         file=sys.stderr,
     )
     return status
@@ -151,7 +163,12 @@ def _passing_signals_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]
     if threading.current_thread() is not threading.main_thread():
         yield pass_to
         return
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Who began this program may have some of them ignored, and the child is to ignore them, too.
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in PASSED_ON
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield pass_to
     finally:
@@ -177,8 +194,13 @@ def _in_foreground() -> bool:
 
 
 def _run_report(arguments: argparse.Namespace) -> int:
-    from ._report_data import figures, summarize
+    from ._report_data import covered, figures, summarize
 
+    written = [path for path in (arguments.out, arguments.png, arguments.chrome) if path]
+    for i, path in enumerate(written):
+        for other in (*arguments.traces, *written[:i]):
+            if _is_same_file(path, other):
+                return _fail(f"{path} is given twice: nothing is written")
     parts = [Recording.load(path) for path in arguments.traces]
     whole = parts[0] if len(parts) == 1 else merge(parts)
     title = ", ".join(os.path.basename(path) for path in arguments.traces)
@@ -191,6 +213,7 @@ def _run_report(arguments: argparse.Namespace) -> int:
         return _fail(str(error))
     if arguments.chrome is not None:
         whole.to_chrome(arguments.chrome)
+    whole = covered(whole)
     summary = summarize(whole)
     if arguments.json:
         lost = {"lost_requests": whole.lost_requests, "lost_ios": whole.lost_ios}
@@ -200,7 +223,15 @@ def _run_report(arguments: argparse.Namespace) -> int:
         print(f"{name:<22}{value:>14}")
     if whole.lost_requests or whole.lost_ios:
         print(f"lost before these: {whole.lost_requests:,} requests, {whole.lost_ios:,} I/Os")
-    for what in ("out", "png", "chrome"):
-        if getattr(arguments, what) is not None:
-            print(f"written: {getattr(arguments, what)}")
+    for path in written:
+        print(f"written: {path}")
     return 0
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,8 +76,30 @@ class Summary:
         return asdict(self)
 
 
+def covered(recording: Recording) -> Recording:
+    """What both rings have: where one of them was overwritten up to a moment, the other's rows up
+    to it are lost, too, as there is nothing to compare them with."""
+    requests, ios = recording.requests, recording.ios
+    if not (recording.lost_requests or recording.lost_ios) or not (len(requests) and len(ios)):
+        return recording
+    # From when on each ring has all: the I/Os of the oldest request began with it.
+    first_request = int(phases(requests)[:, 2].min()) if recording.lost_requests else 0
+    first_io = int(ios["done_ns"].min()) if recording.lost_ios else 0
+    if first_io > first_request:
+        kept = requests[requests["ended_ns"] >= first_io], ios
+    else:
+        kept = requests, ios[ios["submitted_ns"] >= first_request]
+    return replace(
+        recording,
+        requests=kept[0],
+        ios=kept[1],
+        lost_requests=recording.lost_requests + len(requests) - len(kept[0]),
+        lost_ios=recording.lost_ios + len(ios) - len(kept[1]),
+    )
+
+
 def summarize(recording: Recording) -> Summary:
-    """The figures of a recording; pure."""
+    """The figures of a recording that is `covered`; pure."""
     requests, ios = recording.requests, recording.ios
     kept = requests[requests["state"] != CANCELLED]
     moves, move_ios = kept[kept["kind"] != SYNC], ios[ios["kind"] != SYNC]

@@ -18,7 +18,7 @@ import numpy as np
 try:
     from bokeh.embed import components
     from bokeh.layouts import column, gridplot
-    from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+    from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, PlainText, Range1d
     from bokeh.models.annotations import Span
     from bokeh.plotting import figure
     from bokeh.resources import Resources
@@ -65,6 +65,7 @@ th { color: #666; font-weight: 600; white-space: nowrap; }
 
 def write_html(recording: Recording, path: str | os.PathLike[str], title: str) -> None:
     """Write the page to `path`, whole or not at all."""
+    recording = data.covered(recording)
     drawn = data.picture(recording, MAX_MARKS)
     script, div = components(_plots(drawn))
     library = Resources(mode="inline", components=["bokeh"]).render_js()
@@ -245,7 +246,8 @@ def _label_files(panel: Any, stack: data.Stack, size: float, unit: str) -> None:
         return
     places = {base / size: _clipped(os.path.basename(name) or name) for base, name in stack.named}
     panel.yaxis.ticker = FixedTicker(ticks=list(places))
-    panel.yaxis.major_label_overrides = places
+    # Plain: others are read as TeX where they look like it.
+    panel.yaxis.major_label_overrides = {y: PlainText(text=name) for y, name in places.items()}
     panel.yaxis.axis_label = "file, offset upwards"
     panel.ygrid.grid_line_color = "#999999"
 

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 MAX_MARKS = 200_000
 MAX_LABEL = 18
+LEAST_SEEN = 250  # marks above one another, each in sight, are as high as the panel
 
 
 def write_png(recording: Recording, path: str | os.PathLike[str], title: str) -> None:
     """Write the picture to `path` as PNG, whole or not at all."""
+    recording = data.covered(recording)
     drawn = data.picture(recording, MAX_MARKS)
     sheet = Figure(figsize=(12, 12.5), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(sheet)
@@ -68,9 +70,8 @@ def write_png(recording: Recording, path: str | os.PathLike[str], title: str) ->
         axes.tick_params(labelbottom=False)
     _legend(before, drawn)
     name = title.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
-    sheet.suptitle(
-        f"{name}\n{_headline(drawn.summary)}", fontsize=12, x=0.012, ha="left", color=data.INK
-    )
+    words = "\n".join([name, _headline(drawn.summary), *_left_out(recording, drawn)])
+    sheet.suptitle(words, fontsize=12, x=0.012, ha="left", color=data.INK)
     with replacing(path) as file:
         sheet.savefig(file, format="png")
 
@@ -82,6 +83,12 @@ def _headline(summary: data.Summary) -> str:
         f"{shown['merge factor']}), {shown['bytes asked']} asked, {shown['bytes moved']} moved, "
         f"{shown['wasted']} wasted, {shown['time']}"
     )
+
+
+def _left_out(recording: Recording, drawn: data.Picture) -> list[str]:
+    lost = recording.lost_requests or recording.lost_ios
+    older = f"{recording.lost_requests:,} older requests and {recording.lost_ios:,} older I/Os"
+    return [*([f"Left out: {older}, which were overwritten."] if lost else []), *drawn.notes]
 
 
 def _percentiles(bars: data.Bars) -> str:
@@ -111,13 +118,13 @@ def _draw_marks(axes: Any, marks: data.Marks, stack: data.Stack, scale: float) -
     size, unit = data.unit_of_size(stack.top)
     colour = np.array([data.COLOURS[data.READ], data.COLOURS[data.WRITE]])[marks.kind]
     dense = len(marks.kind) > 5000
-    axes.scatter(
+    # From its first byte to its last, and never too short to be seen.
+    axes.vlines(
         marks.seconds * scale,
-        (marks.low + marks.high) / 2 / size,
-        s=3.0 if dense else 9.0,
-        c=colour,
-        marker="s",
-        linewidths=0,
+        marks.low / size,
+        np.maximum(marks.high, marks.low + stack.top / LEAST_SEEN) / size,
+        colors=colour,
+        linewidth=1.4 if dense else 2.6,
         alpha=0.5 if dense else 0.8,
         rasterized=True,
     )

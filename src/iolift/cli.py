@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -40,6 +41,9 @@ REDRAW_S = 0.1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names have letters that it may not
+            stream.reconfigure(errors="backslashreplace")
     parser = _Parser(prog="iolift", description="I/O request coalescing.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in SUBCOMMANDS:
@@ -84,7 +88,7 @@ class _Terminated(BaseException):
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that a temporary file is removed."""
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that a temporary file is removed."""
 
     def stop(_signal: int, _frame: object) -> NoReturn:
         raise _Terminated
@@ -92,11 +96,16 @@ def _sigterm_unwinds() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(text: str, code: int) -> int:
@@ -297,6 +306,8 @@ def _print_table(result: Result) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    # Digits that are cut off make another number.
+    console.width = max(console.width, console.measure(table).maximum)
     with console.capture() as text:  # to be printed here: rich has its own mind on broken pipes
         console.print(table)
         for note in _notes(result):

@@ -222,6 +222,10 @@ def _check_name(name: object) -> None:
         raise TypeError(f"name must be a string, not {name!r}")
     if not name:
         raise ValueError("name must not be empty")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"name = {name!r} can't be written as UTF-8: {error.reason}") from None
 
 
 def _collector_of(registry: CollectorRegistry, make: bool) -> _Collector:

@@ -24,6 +24,7 @@ import errno
 import io
 import json
 import os
+import stat
 import struct
 import sys
 import threading
@@ -36,6 +37,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
 
 import numpy as np
+
+try:
+    from lzma import LZMAError
+except ImportError:  # then there is nothing to be found damaged by it
+    from zlib import error as LZMAError  # type: ignore[assignment]  # noqa: N812
 
 from ._report import Explanation
 from .traces import TraceError
@@ -218,7 +224,7 @@ class Recording:
         """
         from ._report_html import write_html
 
-        write_html(self, path, title or ", ".join(self.files) or "recording")
+        write_html(self, path, title or _title(self))
 
     def to_png(self, path: str | os.PathLike[str], title: str | None = None) -> None:
         """Write the same plots as one picture.
@@ -227,7 +233,7 @@ class Recording:
         """
         from ._report_png import write_png
 
-        write_png(self, path, title or ", ".join(self.files) or "recording")
+        write_png(self, path, title or _title(self))
 
     def __repr__(self) -> str:
         return (
@@ -266,10 +272,20 @@ def phases(requests: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def file_name(recording: Recording, index: int) -> str:
-    """The name of file `index` as it can be shown: what is no text is escaped."""
+    """The name of file `index`, so that every character of it can be seen."""
     if index < 0:
         return "unknown file"
-    return recording.files[index].encode("utf-8", "backslashreplace").decode()
+    return shown(recording.files[index])
+
+
+def shown(text: str) -> str:
+    """A text in which what is no character, or can't be seen, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _title(recording: Recording) -> str:
+    first, more = recording.files[:3], len(recording.files) - 3
+    return ", ".join([*first, *([f"and {more:,} more"] if more > 0 else [])]) or "recording"
 
 
 def _share(row: Any, mates: NDArray[Any], ios: NDArray[Any]) -> float:
@@ -287,7 +303,10 @@ def read_recording(file: BinaryIO, name: str) -> Recording:
     if not file.seekable():
         raise RecordingError(name, "is a pipe, and a recording is only read from a file")
     # What zipfile says of bytes that it can't make sense of.
-    damage = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, RuntimeError)
+    damage = (
+        *(zipfile.BadZipFile, zlib.error, LZMAError, struct.error),
+        *(EOFError, KeyError, RuntimeError),
+    )
     try:
         with zipfile.ZipFile(file) as archive:
             about = json.loads(bytes(_member(archive, "about", np.dtype(np.uint8))))
@@ -304,7 +323,7 @@ def read_recording(file: BinaryIO, name: str) -> Recording:
     except RecordingError:
         raise
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the beginning
+        if error.errno not in (errno.EINVAL, None):  # a place before the beginning; of bz2
             raise
         raise RecordingError(name, f"is a damaged recording: {error}") from None
     except damage as error:
@@ -320,7 +339,9 @@ def _parse_about(about: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{field} is {about[field]!r}")
     if type(about["began_at"]) is not float or type(about["backend"]) is not str:
         raise ValueError(f"began_at is {about['began_at']!r}, backend {about['backend']!r}")
-    if not all(isinstance(name, str) for name in about["files"]):
+    if not 0 <= about["began_at"] < 1e11 or min(about["lost_requests"], about["lost_ios"]) < 0:
+        raise ValueError(f"began_at is {about['began_at']!r}, or less than nothing was lost")
+    if type(about["files"]) is not list or not all(isinstance(n, str) for n in about["files"]):
         raise ValueError("not all names of files are text")
     return about
 
@@ -342,12 +363,29 @@ def _member(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any]) -> NDArra
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
-    """A new file that takes the place of `path` when all went well, and is gone if not."""
-    name = f"{os.fsdecode(path)}.{os.getpid()}-{threading.get_ident()}.tmp"
+    """A new file that takes the place of `path` when all went well, and is gone if not.
+
+    It takes the place of what a symbolic link points to, and its permissions. What is no regular
+    file, as /dev/stdout, is written to.
+    """
+    target = os.path.realpath(os.fsdecode(path))
+    try:
+        mode = os.stat(target).st_mode
+    except OSError:
+        mode = 0
+    if mode and not stat.S_ISREG(mode):
+        with open(target, "wb") as file:
+            yield file
+        return
+    name = os.path.join(
+        os.path.dirname(target), f".iolift-{os.getpid()}-{threading.get_ident()}.tmp"
+    )
     try:
         with open(name, "xb") as file:
             yield file
-        os.replace(name, path)
+        if mode:
+            os.chmod(name, stat.S_IMODE(mode))
+        os.replace(name, target)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)

@@ -211,6 +211,8 @@ def test_bad_arguments(registry: CollectorRegistry) -> None:
         for name in (None, b"main", 1):
             with pytest.raises(TypeError, match="name must be a string"):
                 metrics.register(c, name=name, registry=registry)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="written as UTF-8"):
+            metrics.register(c, name="/data/\udcff", registry=registry)
         with pytest.raises(ValueError, match="name must not be empty"):
             metrics.register(c, name="", registry=registry)
         with pytest.raises(TypeError, match="registry must be a CollectorRegistry"):

@@ -8,7 +8,9 @@ import io
 import json
 import os
 import random
+import re
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -22,9 +24,10 @@ import numpy as np
 import pytest
 import synthetic
 
+import iolift
 from iolift import _chrome, _recording_cli, recording
 from iolift.cli import main
-from iolift.recording import IO, REQUEST, Recording, RecordingError, merge
+from iolift.recording import IO, REASONS, REQUEST, Recording, RecordingError, merge, replacing
 from iolift.traces import MIB, read_trace
 
 HERE = str(Path(__file__).parent)
@@ -544,11 +547,11 @@ def test_chrome_names_files_and_errors() -> None:
     )
     events = chrome(made)["traceEvents"]
     processes = [e["args"]["name"] for e in events if e["name"] == "process_name"]
-    assert processes == ["I/Os", "requests: unknown file", 'requests: quo"te\\udcff\n']
+    assert processes == ["I/Os", "requests: unknown file", 'requests: quo"te\\udcff\\n']
     assert [e["args"]["error"] for e in events if "error" in e["args"]] == [os.strerror(28)]
     (io_event,) = (e for e in events if e.get("cat") == "io")
     assert io_event["args"]["result"] == -28
-    assert io_event["args"]["file"] == 'quo"te\\udcff\n'
+    assert io_event["args"]["file"] == 'quo"te\\udcff\\n'
 
 
 def test_chrome_leaves_out_what_is_too_much_at_once() -> None:
@@ -969,3 +972,93 @@ def test_a_program_is_recorded_to_its_last_write(tmp_path: Path) -> None:
     wrote = made.ios[made.ios["kind"] == 1]
     assert wrote["result"].sum() == 30 * 8 + 5 + 20 * 4
     assert all(str(made.explain(i)) for i in range(len(made.requests)))
+
+
+# ------------------------------------------------------------------------------ where it is written
+
+
+def test_what_is_written_goes_where_a_link_points(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("older")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    with replacing(link) as file:
+        file.write(b"newer")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"newer"
+    assert target.stat().st_mode & 0o777 == 0o600
+    with replacing(tmp_path / ("x" * 255)) as file:
+        file.write(b"a name as long as may be")
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
+def test_what_is_no_regular_file_is_written_to(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(fifo) as file:
+        file.write(b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+
+
+def test_report_writes_over_nothing_that_it_reads_or_has_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "t.npz"
+    with iolift.open(tmp_path / "data", "w+", trace=True) as f:
+        f.pwrite(b"x", 0)
+        f.coalescer.recording().save(trace)
+    before = trace.read_bytes()
+    (tmp_path / "link").symlink_to(trace)
+    out = str(tmp_path / "out")
+    for arguments in (
+        [str(trace), "--chrome", str(trace)],
+        [str(trace), "--chrome", str(tmp_path / "link")],
+        [str(trace), "--chrome", out, "--png", out],
+    ):
+        assert main(["report", *arguments]) == 2
+        assert "is given twice" in capsys.readouterr().err
+    assert trace.read_bytes() == before
+    assert not os.path.exists(out)
+
+
+def test_record_keeps_what_could_not_be_saved(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"x")
+    code = "import iolift\nwith iolift.open('data') as f: f.pread(1, 0)"
+    done = record("-o", "/proc/t.npz", "--", sys.executable, "-c", code, cwd=tmp_path)
+    said = done.stderr
+    if "can't write" in said:
+        pytest.skip("only root may try")
+    assert done.returncode == 0
+    kept = re.search(r"are in (\S+\.npz)", said)
+    assert kept, said
+    assert len(Recording.load(kept[1]).requests) > 0
+    os.unlink(kept[1])
+
+
+def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    code = "import signal; print(signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGINT))"
+    done = record(
+        *("--", sys.executable, "-c", code),
+        cwd=tmp_path,
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_IGN) for n in (1, 2)] and None,
+    )
+    assert done.stdout == f"{signal.SIG_IGN} {signal.SIG_IGN}\n"
+
+
+def test_a_single_read_from_memory_was_not_held(tmp_path: Path) -> None:
+    size = 1 << 20
+    (tmp_path / "data").write_bytes(bytes(size))
+    with iolift.open(tmp_path / "data", trace=True, backend="posix") as f:
+        f.pread(size, 0)
+        for _ in range(50):
+            f.submit_pread(size, 0).result()
+        found = f.coalescer.recording()
+    at_once = found.requests[found.requests["reason"] == REASONS.index("alone")]
+    for row in at_once[at_once["batch"] > 0]:
+        io = found.ios[found.ios["batch"] == row["batch"]]
+        assert row["dispatched_ns"] == row["started_ns"] <= io["submitted_ns"][0]
+        assert io["done_ns"][0] <= row["ended_ns"]
+        assert row["dispatched_ns"] <= io["submitted_ns"][0]

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import synthetic
 
+import iolift
 from iolift import _report_data as data
 from iolift.cli import main
 from iolift.recording import IO, REASONS, REQUEST, Recording
@@ -420,11 +421,31 @@ def test_what_was_lost_or_not_drawn_is_said(tmp_path: Path, monkeypatch: Any) ->
     monkeypatch.setattr(html, "MAX_MARKS", 100)
     made = synthetic.make(900, 2, lost_requests=1234, lost_ios=5)
     text = page_of(made, tmp_path / "out.html")
-    drawn = data.picture(made, 100)
+    both = data.covered(made)
+    drawn = data.picture(both, 100)
     assert len(drawn.before.seconds) <= 100
-    moves = int((made.requests["kind"] != 2).sum())
+    moves = int((both.requests["kind"] != 2).sum())
     assert f"Of {moves:,} requests, {len(drawn.before.seconds)} are drawn" in text
-    assert "1,234 requests and 5 I/Os are in none of these figures" in text
+    lost = f"{both.lost_requests:,} requests and {both.lost_ios:,} I/Os"
+    assert f"{lost} are in none of these figures" in text
+
+
+@pytest.mark.parametrize("capacity", [500, 2000, 9000])
+def test_what_was_overwritten_in_one_ring_is_compared_with_nothing(
+    tmp_path: Path, capacity: int
+) -> None:
+    """Five requests are one I/O, however many of either are still there."""
+    (tmp_path / "data").write_bytes(bytes(1 << 20))
+    with iolift.open(tmp_path / "data", trace=capacity, gap=0) as f:
+        for i in range(400):
+            f.read_ranges([k * 1000 + i for k in range(5) for _ in range(5)], 10)
+        whole = f.coalescer.recording()
+    both = data.covered(whole)
+    assert data.summarize(both).merge_factor == pytest.approx(5, rel=0.03)
+    assert both.lost_requests + len(both.requests) == whole.lost_requests + len(whole.requests)
+    assert both.lost_ios + len(both.ios) == whole.lost_ios + len(whole.ios)
+    if capacity == 9000:
+        assert len(both.ios) == 1800
 
 
 def big(n: int) -> Recording:
