@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import random
+import signal
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HANG_S = 100  # not an expectation: a test that takes this long hangs, and says where
+
+# Whoever runs the tests in the background may have these ignored, and some tests send them.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 hypothesis.settings.register_profile(
     "iolift",

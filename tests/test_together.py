@@ -12,7 +12,6 @@ import errno
 import os
 import random
 import shutil
-import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ from iolift.cli import main
 from iolift.errors import ForeignJournalError, JournalError, PoisonedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 HANG_S = 60  # not an expectation: what takes this long hangs
@@ -303,15 +301,6 @@ def test_all_are_closed_at_once(tmp_path: Path) -> None:
         assert contents(tmp_path, 4) == [b"%d of %d" % (i, turn) for i in range(4)]
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C is heard, also where whoever began the tests has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_closes_that_meet(tmp_path: Path) -> None:
     """Of two files; of one file twice, which must leave the other one its coalescer."""
     interval = sys.getswitchinterval()
