@@ -51,15 +51,15 @@ FSSPEC_OPTIONS = {
 
 
 @functools.lru_cache(maxsize=32, typed=True)
-def _made_once(**options: Any) -> Coalescer:
+def _shared_for(**options: Any) -> Coalescer:
     return Coalescer(**options)
 
 
 def _shared_coalescer(options: dict[str, Any]) -> Coalescer:
-    return _made_once(**dict(sorted(options.items())))
+    return _shared_for(**dict(sorted(options.items())))
 
 
-os.register_at_fork(after_in_child=_made_once.cache_clear)
+os.register_at_fork(after_in_child=_shared_for.cache_clear)
 
 
 class LiftFileSystem(LocalFileSystem):  # type: ignore[misc]
