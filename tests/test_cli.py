@@ -250,6 +250,10 @@ def terminate(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def hang_up(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
 def fill_up(*_: Any) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -263,6 +267,7 @@ def run_out_of_memory(*_: Any) -> NoReturn:
     [
         (interrupt, 130, "interrupted"),
         (terminate, 143, "terminated"),
+        (hang_up, 143, "terminated"),
         (fill_up, 2, "No space left on device"),
         (run_out_of_memory, 2, "out of memory"),
     ],
@@ -278,7 +283,7 @@ def test_the_temporary_file_is_gone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     seen = []
 
     def act(*arguments: Any) -> None:
@@ -293,7 +298,24 @@ def test_the_temporary_file_is_gone(
     assert why in error_of(capsys)
     assert seen
     assert list(temporary.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_no_digit_is_cut_off(
+    trace: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert main(["replay", trace]) == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out
+
+
+def test_names_that_the_terminal_can_not_write(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "iolift", "replay", str(tmp_path / "\u65e5")]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert b"\\u65e5" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_as_a_module(trace: str) -> None:

@@ -307,7 +307,8 @@ def _print_table(result: Result) -> None:
         table.add_row(*row)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     # Digits that are cut off make another number.
-    console.width = max(console.width, console.measure(table).maximum)
+    room = console.options.update(width=1000)
+    console.width = max(console.width, console.measure(table, options=room).maximum)
     with console.capture() as text:  # to be printed here: rich has its own mind on broken pipes
         console.print(table)
         for note in _notes(result):
