@@ -16,6 +16,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import child
 import numpy as np
 import pytest
 from faulty import FaultyDisk
@@ -423,3 +424,60 @@ def test_an_interrupted_sync_is_no_failure(make_file: Any, error: int) -> None:
         assert f.pwrite(b"1", 0) == 1
     assert len(disk.ops("sync")) == 4
     disk.check()
+
+
+# ---------------------------------------------------------------------- in the middle of each other
+
+
+def test_a_handler_that_writes_in_the_middle_of_a_write(tmp_path):
+    child.run(
+        """
+        import os, signal, sys, iolift
+        f = iolift.open(sys.argv[1], "w+")
+        real, wrote = f._core.write_behind, []
+        class Core:
+            def __getattr__(self, name):
+                return getattr(core, name)
+            def write_behind(self, data, offset):
+                if not wrote:
+                    wrote.append(f.tell())
+                    f.write(b"SIG")             # as a signal handler may
+                return real(data, offset)
+        core, f._core = f._core, Core()
+        f.write(b"abcde")
+        f._core = core
+        assert f.tell() == 8, f.tell()
+        f.flush()
+        assert f.pread(99, 0) == b"abcdeSIG", f.pread(99, 0)
+        f.close()
+        """,
+        tmp_path / "data",
+    )
+
+
+def test_nothing_written_moves_nothing(tmp_path):
+    (tmp_path / "data").write_bytes(b"0123456789")
+    with iolift.open(tmp_path / "data", "a+") as f:
+        f.seek(4)
+        assert f.write(b"") == 0
+        assert (f.tell(), f.read()) == (4, b"456789")
+
+
+def test_a_flush_that_failed_leaves_fileno_to_flush_again(tmp_path, monkeypatch):
+    with iolift.open(tmp_path / "data", "w", write_window_ms=60_000) as f:
+        f.write(b"x" * 100)
+        f.write(b"x" * 100)
+
+        class Interrupted:
+            def __getattr__(self, name):
+                return getattr(core, name)
+
+            def flush(self):
+                raise KeyboardInterrupt
+
+        core = f._core
+        monkeypatch.setattr(f, "_core", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            f.fileno()
+        monkeypatch.setattr(f, "_core", core)
+        assert os.fstat(f.fileno()).st_size == 200

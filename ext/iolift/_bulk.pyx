@@ -68,6 +68,16 @@ cdef class BulkDesk(FileDesk):
         move_ranges(self, WRITE, ranges, <char*>memory.view.buf)
         return ranges.total
 
+    def outlast(self):
+        """Return when all that was asked for before is over, reads as well."""
+        cdef Solo solo
+        self.enter(WRITE)
+        try:
+            begin_many(self, &solo, WRITE, 0, INT64_MAX)
+            end_solo(self, &solo, 0)
+        finally:
+            self.leave()
+
     def truncate(self, size):
         cdef int64_t length = parse_int(size, "size", 0, INT64_MAX)
         cdef Solo solo

@@ -72,7 +72,7 @@ class File(io.RawIOBase):
     _closed = True
     _finalizing = False  # io.IOBase sets it when the object goes unclosed
     _is_write_behind = True
-    _is_behind = False  # something was written since the last flush
+    _written = _flushed = 0  # calls of write, and those of them that a flush came after
     _error: OSError | None = None  # was raised by `fileno`, which a caller may have swallowed
 
     def __init__(
@@ -294,10 +294,19 @@ class File(io.RawIOBase):
         """
         if self._core is None or self._core.closed:
             return super().flush()
-        self._is_behind = False
-        self._core.flush()
+        self._flush_core(self._core)
         self._raise_error()
         return None
+
+    def _flush_core(self, core: FileCore) -> None:
+        # Counted before, and only what has come to an end: others write and flush meanwhile.
+        written = self._written
+        try:
+            core.flush()
+        except OSError:
+            self._flushed = max(self._flushed, written)
+            raise
+        self._flushed = max(self._flushed, written)
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -364,8 +373,15 @@ class File(io.RawIOBase):
         if size < 0:
             return self.readall()
         with self._at_position():
-            data = self._file.pread(size, self._position)
-            self._position += len(data)
+            core, position = self._file, self._position
+            end = self._position = position + size  # claimed first, as in write
+            got = 0
+            try:
+                data = core.pread(size, position)
+                got = len(data)
+            finally:
+                if self._position == end:
+                    self._position = position + got
             return data
 
     def readinto(self, buffer: Any, /) -> int:
@@ -398,16 +414,23 @@ class File(io.RawIOBase):
         """
         with self._at_position():
             core = self._file
-            position = self._position
-            if self._mode.startswith("a"):
-                position = core.size()
-            if self._is_write_behind:
-                written = core.write_behind(data, position)
-                self._is_behind = True
-            else:
-                written = core.pwrite(data, position)
-            self._position = position + written
-            return written
+            size = memoryview(data).nbytes
+            before = self._position
+            position = core.size() if self._mode.startswith("a") else before
+            if size:  # claimed first: a signal handler that writes comes behind it
+                self._position = position + size
+            try:
+                if self._is_write_behind:
+                    self._written += 1  # for a handler that comes in between, and for a flush
+                    core.write_behind(data, position)
+                    self._written += 1
+                else:
+                    core.pwrite(data, position)
+            except BaseException:
+                if self._position == position + size:
+                    self._position = before
+                raise
+            return size
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position; returns it, bytes from the beginning."""
@@ -440,10 +463,9 @@ class File(io.RawIOBase):
         Raises the errors of flush; the next flush, sync or close raises them again.
         """
         core = self._file
-        if self._is_behind and not core.closed:
+        if self._written != self._flushed and not core.closed:
             try:
-                self._is_behind = False
-                core.flush()
+                self._flush_core(core)
             except OSError as error:
                 self._error = error
                 raise

@@ -75,7 +75,7 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
     "gap": _number_or_auto,
     "max_io": _number,
     "max_waste": float,
-    "depth": _number,
+    "depth": _number_or_auto,
     "read_window_us": float,
     "write_window_ms": float,
     "max_held_bytes": _number,
@@ -217,6 +217,13 @@ class Disk:
     def extents(self, count: int, offset: int) -> Iterator[tuple[int, int, int]]:
         """(offset, length, type) of data (0) and holes in [offset, offset + count), in order."""
         at, end = offset, offset + count
+        # Of a file that was cut the rest is no hole: who reads it gets an error.
+        there = max(at, min(end, os.lseek(self._descriptor, 0, os.SEEK_END)))
+        yield from self._extents_of(at, there)
+        if there < end:
+            yield there, end - there, 0
+
+    def _extents_of(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         while at < end:
             data = self._seek(at, os.SEEK_DATA, end)
             if data > at:
@@ -246,17 +253,8 @@ class Disk:
             if number in UNABLE:
                 return False
             raise OSError(number, os.strerror(number), self.file.name)
-        self._outlive_reads()
+        self._core.outlast()  # reads that are under way, with which others could share
         return True
-
-    def _outlive_reads(self) -> None:
-        # A truncate waits for all that is under way, and this one does nothing else.
-        try:
-            self.file.truncate(self.size)
-        except OSError as error:
-            # A device says no to its own size, too, after it has waited.
-            if error.errno != errno.EINVAL:
-                raise
 
 
 class JournalledDisk(Disk):

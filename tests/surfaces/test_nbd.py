@@ -498,6 +498,23 @@ for i in range(30):
 
 @served
 @needs("nbdsh")
+def test_a_trim_leaves_the_size_as_it_is(tmp_path: Path) -> None:
+    """However it was changed behind the disk's back."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"x" * MIB)
+    disk = open_disk({"file": str(path), "backend": "posix"})
+    try:
+        os.truncate(path, MIB // 2)
+        disk.trim(4096, 0, fua=False)
+        assert path.stat().st_size == MIB // 2
+        assert list(disk.extents(MIB // 2, MIB // 4))[-1] == (MIB // 2, MIB // 4, 0)
+        os.truncate(path, 2 * MIB)
+        disk.trim(4096, 0, fua=False)
+        assert path.stat().st_size == 2 * MIB
+    finally:
+        disk.close()
+
+
 def test_a_file_that_was_cut_is_an_error_and_not_garbage(image: Path, tmp_path: Path) -> None:
     with serve(tmp_path, f"file={image}") as server:
         server.shell(f"""
