@@ -481,3 +481,14 @@ def test_a_flush_that_failed_leaves_fileno_to_flush_again(tmp_path, monkeypatch)
             f.fileno()
         monkeypatch.setattr(f, "_core", core)
         assert os.fstat(f.fileno()).st_size == 200
+
+
+def test_a_descriptor_stays_the_callers_where_opening_fails(tmp_path):
+    (tmp_path / "data").write_bytes(b"x")
+    fd = os.open(tmp_path / "data", os.O_RDWR)
+    with pytest.raises(NotADirectoryError):
+        iolift.open(fd, "r+", journal=tmp_path / "data" / "no")
+    assert os.fstat(fd).st_size == 1
+    iolift.open(fd, "r+").close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)

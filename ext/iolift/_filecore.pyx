@@ -77,6 +77,10 @@ cdef class FileCore(BulkDesk):
             pthread_rwlock_destroy(self.target.pages)
             free(self.target.pages)
 
+    def own_descriptor(self, bint owns):
+        """Whether close() closes the descriptor, from now on."""
+        self.owns_descriptor = owns
+
     @property
     def alignment(self):
         """What direct I/O asks of (memory addresses, file offsets), bytes; (1, 1) if buffered."""

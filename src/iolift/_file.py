@@ -149,6 +149,7 @@ class File(io.RawIOBase):
             # What a call through here would only pass on costs a quarter of a small read.
             for name in ("pread", "pwrite", "submit_pwrite", "submit_sync"):
                 setattr(self, name, getattr(core, name))
+        core.own_descriptor(self._closefd)
         self._closed = False
 
     def _abandon(self) -> None:
@@ -176,7 +177,8 @@ class File(io.RawIOBase):
                 readable=flags & os.O_ACCMODE != os.O_WRONLY,
                 writable=flags & os.O_ACCMODE != os.O_RDONLY,
                 direct=direct,
-                owns_descriptor=self._closefd,
+                # One that was handed to us is the caller's until all is well.
+                owns_descriptor=found.is_ours,
             )
         except BaseException:
             found.give_back()
