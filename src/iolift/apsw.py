@@ -20,6 +20,7 @@ import contextlib
 import errno
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ._coalescer import Coalescer
@@ -151,7 +152,9 @@ class _Inode:
 
 
 _inodes: dict[tuple[int, int], _Inode] = {}
-_lock = threading.Lock()  # of the above, and of all in it but the files
+_lock = threading.RLock()  # of the above, and of all in it but the files
+# Let go of by a finalizer or a handler that came into the middle of what the lock guards.
+_late: deque[_Inode] = deque()
 
 
 def _take(coalescer: Coalescer, path: str, readonly: bool) -> tuple[_Inode, File]:
@@ -172,11 +175,20 @@ def _take(coalescer: Coalescer, path: str, readonly: bool) -> tuple[_Inode, File
                 _close_unused(inode)
                 raise
         inode.users += 1
+        _let_go_of_late_ones()
         return inode, inode.files[kind]
 
 
 def _release(inode: _Inode) -> None:
-    with _lock:
+    _late.append(inode)
+    if not _lock._is_owned():  # type: ignore[attr-defined]  # else whoever has it sees to it
+        with _lock:
+            _let_go_of_late_ones()
+
+
+def _let_go_of_late_ones() -> None:
+    while _late:
+        inode = _late.popleft()
         inode.users -= 1
         _close_unused(inode)
 

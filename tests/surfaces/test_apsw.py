@@ -19,6 +19,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import child
 import pytest
 from faulty import FaultyDisk
 
@@ -410,3 +411,37 @@ def test_without_apsw_the_extra_is_named(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "apsw", None)
     with pytest.raises(ImportError, match=r"pip install 'iolift\[apsw\]'"):
         importlib.import_module("iolift.apsw")
+
+
+def test_a_connection_that_is_collected_while_the_vfs_opens_or_closes(tmp_path: Path) -> None:
+    child.run(
+        """
+        import gc, os, sys, warnings
+        warnings.simplefilter("ignore")
+        import apsw
+        import iolift.apsw as ours
+        vfs = ours.VFS("lifted")
+        class Holder:
+            pass
+        def unclosed():
+            h = Holder()
+            h.me = h
+            h.db = apsw.Connection(sys.argv[1], vfs="lifted")
+            h.db.execute("create table if not exists t(x)")
+        gc.disable()
+        real_file, real_close = ours.File, ours._close_unused
+        def collecting(real):
+            def call(*arguments, **options):
+                gc.collect()
+                return real(*arguments, **options)
+            return call
+        ours.File = collecting(real_file)
+        ours._close_unused = collecting(real_close)
+        for _ in range(5):
+            unclosed()
+            apsw.Connection(sys.argv[1] + "x", vfs="lifted").close()
+            gc.collect()
+        assert not ours._inodes and not ours._late, (ours._inodes, ours._late)
+        """,
+        tmp_path / "db",
+    )
