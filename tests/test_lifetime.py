@@ -531,3 +531,97 @@ SMALL_STACK = """
 
 def test_a_small_stack_is_enough() -> None:
     child.run(SMALL_STACK)
+
+
+# ------------------------------------------------------------------------------------ finalizers
+
+CLOSED_BY_THE_COLLECTOR = """
+    import contextlib, gc, sys, threading
+    import iolift
+    from iolift import _coalescer, _file
+    path, backend, kind = sys.argv[1:]
+    options = {"direct": {"direct": True}, "journal": {
+        "journal": path + ".journal", "journal_segment_bytes": 1 << 16,
+        "journal_max_bytes": 1 << 18}}.get(kind, {})
+    BLOCK, ROUNDS = 4096, 120
+
+    left, left_to_threads = 0, []
+
+    def collect(phase, _):
+        global left
+        if phase == "start":
+            left -= 1
+            if left == 0:
+                (f.coalescer if kind == "coalescer" else f).close()
+
+    def begin_aside(work, name, begin=_file.begin_aside):
+        done = threading.Event()
+        left_to_threads.append(done)
+        begin(lambda: (work(), done.set()), name)
+
+    def reopened():
+        while True:         # another thread may be about to close it
+            with contextlib.suppress(BlockingIOError):
+                return iolift.open(path, "r+", backend=backend, write_window_ms=1, **options)
+
+    def use(written):
+        for i in range(40):
+            offset, turn = i * 37 % 200 * BLOCK, i % 8
+            if turn < 4:
+                data = bytes([65 + i % 26]) * BLOCK
+                f.submit_pwrite(data, offset)
+                written[offset] = data
+            elif turn == 4:
+                f.submit_pread(BLOCK, offset).result()
+            elif turn == 5:
+                f.submit_sync()
+            elif turn == 6:
+                f.pread(100, offset)
+                f.submit_pread(BLOCK, offset)
+            else:
+                f.sync()
+                f.read_ranges([0, BLOCK, 10 * BLOCK], BLOCK)
+                if kind == "journal":
+                    f.checkpoint()
+
+    _file.begin_aside = _coalescer.begin_aside = begin_aside
+    gc.callbacks.append(collect)
+    cut_short = 0
+    for moment in range(1, ROUNDS):
+        gc.set_threshold(0)
+        f, written = reopened(), {}
+        left = moment
+        gc.set_threshold(1, 1, 1)       # every object that is made begins a collection
+        try:
+            use(written)
+            f.close()
+        except ValueError:              # it is closed
+            cut_short += 1
+        gc.set_threshold(0)
+        was_late, left = left > 0, 0
+        while left_to_threads:
+            left_to_threads.pop().wait()
+        f.close()
+        f = None
+        if kind == "journal":
+            reopened().close()          # whoever closes it has done so
+        with open(path, "rb") as file:
+            for offset, data in written.items():
+                file.seek(offset)
+                assert file.read(BLOCK) == data, (moment, offset)
+        gc.collect()
+        if was_late:
+            break
+    print(cut_short)
+"""
+
+
+@pytest.mark.parametrize("backend_name", REAL)
+@pytest.mark.parametrize("kind", ["plain", "direct", "coalescer", "journal"])
+def test_a_file_that_is_closed_by_a_finalizer_in_the_middle_of_its_own_call(
+    make_zeros: Any, backend_name: str, kind: str
+) -> None:
+    # At each moment at which an object is made. Before CPython 3.12 the core itself gives occasion.
+    path = make_zeros(1 << 20)
+    cut_short = int(child.run(CLOSED_BY_THE_COLLECTOR, path, backend_name, kind))
+    assert cut_short >= (20 if sys.version_info < (3, 12) else 0)

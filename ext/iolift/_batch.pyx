@@ -17,7 +17,6 @@
                                        +-> failures -> split -> the same way, alone
 """
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, EIO
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t
@@ -29,6 +28,7 @@ from posix.stdlib cimport posix_memalign
 from ._backend cimport (
     BUSY, MAX_SEGMENTS, QUEUED, READ, WRITE, Answer, Lane, Operation, fork_generation,
 )
+from ._calls cimport hear_signals
 from ._clip cimport keep_last
 from ._gil cimport ask_for_gil, have_gil
 from ._outcome cimport (
@@ -479,7 +479,7 @@ cdef void check_signals(Batch self, Py_ssize_t in_flight) noexcept nogil:
     self.last_signal_check_ns = now
     with gil:
         try:
-            PyErr_CheckSignals()
+            hear_signals()
         except BaseException as error:
             self.interrupt = error
             self.interrupted = True

@@ -28,7 +28,9 @@ from ._recorder cimport Recorder
 from ._scheduler cimport Scheduler
 from ._sort cimport parse_order
 from ._uring cimport UringBackend
+from ._calls import is_in_call
 from ._report import Stats
+from ._threads import begin_aside
 from .errors import ForkedError
 
 cdef enum:
@@ -259,8 +261,14 @@ cdef class Coalescer:
             core._check()
 
     def close(self):
-        """Close every file that is open on it and give back ring or threads. Idempotent."""
+        """Close every file that is open on it and give back ring or threads. Idempotent.
+
+        A finalizer that comes in the middle of another call leaves it to a thread.
+        """
         if self.is_closed:
+            return
+        if is_in_call():
+            begin_aside(self.close, "iolift close")
             return
         failure = None
         for core in list(self.files):

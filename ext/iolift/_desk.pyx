@@ -23,6 +23,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 
 from ._arguments cimport parse_timeout
 from ._backend cimport READ, SYNC, WRITE, fork_generation
+from ._calls cimport begin_call, end_call
 from ._dispatch cimport DispatchDesk, file_size
 from ._durable cimport hold_sync, hold_write
 from ._flight cimport Flight
@@ -50,54 +51,20 @@ cdef class FileDesk(DispatchDesk):
         return 0
 
     cdef int wait(self, Ticket ticket, object timeout) except -1:
-        cdef int64_t until
         self.check_process()
-        until = parse_timeout(timeout)
-        if ticket.state == HELD or ticket.state == PARKED:
-            if timeout is None and leads(self, ticket):
-                return 0
-            self.demand(ticket)
-        if ticket.kind == SYNC and ticket.receipt is not None:
-            self.log.wait_until(ticket.receipt, until)
-        while ticket.state < DONE:
-            if until != INT64_MAX and iolift_now_ns() >= until:
-                raise TimeoutError(f"{ticket!r} after {timeout} seconds")
-            if ticket.state == PARKED:
-                self.scheduler.wait_for_landing(until)
-                self.demand(ticket)
-            else:
-                self.scheduler.wait_for_end(ticket, until)
+        begin_call()
+        try:
+            wait_for_end(self, ticket, timeout, parse_timeout(timeout))
+        finally:
+            end_call()
         return 0
 
     cdef bint withdraw(self, Ticket ticket) except -1:
-        cdef Writes writes = self.window.writes
-        cdef list heard = [], hubs = []
-        if ticket.state == HELD:
-            if ticket.kind == WRITE and (
-                    ticket.seen or (ticket.end > ticket.offset and ticket.end > writes.seen_from)):
-                return False
-            if (ticket.receipt is not None and ticket.end > ticket.offset
-                    and not self.log.withdraw(ticket.receipt)):
-                return False
-            self.window.withdraw(ticket)
-            self.scheduler.freed(ticket)
-        elif ticket.state == PARKED:
-            ticket.state = CANCELLED
-        else:
-            return ticket.state == CANCELLED
-        self.scheduler.counters.cancelled += 1
-        if self.scheduler.recorder is not None:
-            record_ticket(self, ticket, WITHDRAWN)
-        self.pending -= 1
-        let_go(ticket)
-        ticket.owner = None
-        self.scheduler.drivers.wake_at_landing(&ticket.sleepers)
-        end_ticket(ticket, heard, hubs)
-        self.scheduler.go_on()
-        self.scheduler.drivers.land()
-        tell(heard, hubs)
-        self.at_rest()
-        return True
+        begin_call()
+        try:
+            return withdraw_ticket(self, ticket)
+        finally:
+            end_call()
 
     cdef int hasten(self, Ticket ticket) except -1:
         if ticket.kind == READ:
@@ -426,7 +393,56 @@ cdef int take_sync(FileDesk self, Ticket ticket) except -1:
     return self.launch_syncs(False)
 
 
-# ------------------------------------------------------------------------------------ dispatch
+# --------------------------------------------------------------------------------- for tickets
+
+cdef int wait_for_end(FileDesk self, Ticket ticket, object timeout, int64_t until) except -1:
+    if ticket.state == HELD or ticket.state == PARKED:
+        if timeout is None and leads(self, ticket):
+            return 0
+        self.demand(ticket)
+    if ticket.kind == SYNC and ticket.receipt is not None:
+        self.log.wait_until(ticket.receipt, until)
+    while ticket.state < DONE:
+        if until != INT64_MAX and iolift_now_ns() >= until:
+            raise TimeoutError(f"{ticket!r} after {timeout} seconds")
+        if ticket.state == PARKED:
+            self.scheduler.wait_for_landing(until)
+            self.demand(ticket)
+        else:
+            self.scheduler.wait_for_end(ticket, until)
+    return 0
+
+
+cdef bint withdraw_ticket(FileDesk self, Ticket ticket) except -1:
+    cdef Writes writes = self.window.writes
+    cdef list heard = [], hubs = []
+    if ticket.state == HELD:
+        if ticket.kind == WRITE and (
+                ticket.seen or (ticket.end > ticket.offset and ticket.end > writes.seen_from)):
+            return False
+        if (ticket.receipt is not None and ticket.end > ticket.offset
+                and not self.log.withdraw(ticket.receipt)):
+            return False
+        self.window.withdraw(ticket)
+        self.scheduler.freed(ticket)
+    elif ticket.state == PARKED:
+        ticket.state = CANCELLED
+    else:
+        return ticket.state == CANCELLED
+    self.scheduler.counters.cancelled += 1
+    if self.scheduler.recorder is not None:
+        record_ticket(self, ticket, WITHDRAWN)
+    self.pending -= 1
+    let_go(ticket)
+    ticket.owner = None
+    self.scheduler.drivers.wake_at_landing(&ticket.sleepers)
+    end_ticket(ticket, heard, hubs)
+    self.scheduler.go_on()
+    self.scheduler.drivers.land()
+    tell(heard, hubs)
+    self.at_rest()
+    return True
+
 
 cdef bint leads(FileDesk self, Ticket ticket) except -1:
     # Whether the caller, who waits for a read that is alone in the window, may and did do it.

@@ -21,6 +21,7 @@ from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport calloc, free
 
 from ._backend cimport fork_generation
+from ._calls cimport begin_call
 from ._gil cimport ask_for_gil, have_gil
 from ._posix cimport pthread_cond_t, pthread_mutex_t
 from ._system cimport iolift_now_ns
@@ -275,6 +276,7 @@ cdef class Drivers:
         cdef Order order = TIME
         ident = PyThread_get_thread_ident()
         self.idents.add(ident)
+        begin_call()
         while order != STOP:
             with nogil:
                 order = next_order(roster, &found)

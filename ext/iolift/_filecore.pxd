@@ -1,5 +1,6 @@
 # An open file and the calls on it.
 
+from ._backend cimport Kind
 from ._bulk cimport BulkDesk
 from ._coalescer cimport Coalescer
 from ._costs cimport Costs
@@ -16,6 +17,8 @@ cdef class FileCore(BulkDesk):
     cdef bint owns_descriptor
     cdef Py_ssize_t active          # calls under way; the last one out closes the descriptor
     cdef object __weakref__
+    cdef int hold_open(self, Kind kind) except -1
+    cdef int release(self) except -1
     cdef int finish(self) except -1
     cdef Ticket ticket_for(self, object data, object offset)
     cdef int check_key(self, object key) except -1

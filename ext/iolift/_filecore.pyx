@@ -25,6 +25,7 @@ from ._arguments cimport Buffer, parse_int, parse_position, take_buffer
 from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation, run_in_place
 from ._batch cimport Batch, pthread_rwlock_t
 from ._bulk cimport BulkDesk
+from ._calls cimport begin_call, end_call
 from ._coalescer cimport Coalescer
 from ._dispatch cimport file_size, new_ticket
 from ._gil cimport ask_for_gil, give_way, have_gil
@@ -97,6 +98,17 @@ cdef class FileCore(BulkDesk):
 
     cdef int enter(self, Kind kind) except -1:
         # At the start of each call; `leave` ends it. Kind SYNC asks for no mode.
+        self.hold_open(kind)
+        begin_call()
+        return 0
+
+    cdef int leave(self) except -1:
+        end_call()
+        self.release()
+        return 0
+
+    cdef int hold_open(self, Kind kind) except -1:
+        # The same for a call that another thread ends, with `release`.
         if self.is_closed:
             raise ValueError("I/O operation on closed file")
         self.coalescer.enter()
@@ -109,7 +121,7 @@ cdef class FileCore(BulkDesk):
         self.active += 1
         return 0
 
-    cdef int leave(self) except -1:
+    cdef int release(self) except -1:
         self.active -= 1
         self.at_rest()
         return 0
@@ -133,12 +145,14 @@ cdef class FileCore(BulkDesk):
         if self.is_closed:
             return
         self.is_closed = self.is_draining = True
+        begin_call()
         try:
             self.coalescer.files.discard(self)      # lets others in
             if self.scheduler.generation == fork_generation():
                 self.drain()
                 self.finish()
         finally:
+            end_call()
             self.is_draining = False
             self.at_rest()
         self.raise_deferred()

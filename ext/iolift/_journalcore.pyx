@@ -39,6 +39,7 @@ from ._log cimport RECEIVED, Receipt, error_of_receipt
 from ._records cimport MAX_KEY, TRUNCATE_RECORD
 from ._solo cimport begin_solo, end_solo
 from ._ticket cimport Ticket
+from ._calls import in_call
 from .errors import PoisonedError, RangeError
 
 
@@ -136,11 +137,11 @@ cdef class JournalledCore(FileCore):
         return 0
 
     cdef Ticket ticket_for(self, object data, object offset):
-        self.check_request(memoryview(data).nbytes, offset)
+        self.check_request(size_of(data), offset)
         return FileCore.ticket_for(self, data, offset)
 
     def pwrite(self, data, offset):
-        self.check_request(memoryview(data).nbytes, offset)
+        self.check_request(size_of(data), offset)
         return FileCore.pwrite(self, data, offset)
 
     def pwritev(self, buffers, offset):
@@ -167,7 +168,7 @@ cdef class JournalledCore(FileCore):
     def truncate(self, size):
         cdef int64_t length = parse_int(size, "size", 0, INT64_MAX)
         ident = PyThread_get_thread_ident()
-        self.enter(WRITE)
+        self.hold_open(WRITE)
         self.cutting += 1
         do_aside(self, lambda: truncate_entered(self, length, ident))
 
@@ -203,8 +204,12 @@ cdef class JournalledCore(FileCore):
         for core in list(self.sharers):
             settle(core)
         self.flush()
-        self.enter(SYNC)
+        self.hold_open(SYNC)
         do_aside(self, lambda: checkpoint_entered(self))
+
+
+cdef int64_t size_of(object data) except -1:
+    return len(data) if type(data) is bytes else take_buffer(data, "data", False).view.len
 
 
 cdef int settle(JournalledCore self) except -1:
@@ -225,7 +230,7 @@ cdef int leave_journal(JournalledCore self) except -1:
     cdef bint is_over = self.journal.closed, is_inside = self.journal.is_held_here()
     if is_inside:
         self.active += 1                # the descriptor stays, also where no thread can be had
-        _thread.start_new_thread(lambda: leave_entered(self), ())
+        _thread.start_new_thread(in_call, (lambda: leave_entered(self),))
     elif is_over or not self.is_closed or is_last(self):
         close_journal(self)
     else:
@@ -254,7 +259,7 @@ cdef int leave_entered(JournalledCore self) except -1:
                 other.unlanded.extend(self.unlanded)    # they hold checkpoints back for good
                 self.journal.release(self.target_number)
         finally:
-            self.leave()
+            self.release()
     return 0
 
 
@@ -275,7 +280,7 @@ cdef int do_aside(JournalledCore self, object work) except -1:
 
     def run():
         try:
-            work()
+            in_call(work)
             ended.append(None)
         except BaseException as error:
             ended.append(error)
@@ -301,7 +306,7 @@ cdef int checkpoint_entered(JournalledCore self) except -1:
     try:
         self.journal.checkpoint(landed_through(self))
     finally:
-        self.leave()
+        self.release()
     return 0
 
 
@@ -316,7 +321,7 @@ cdef int truncate_entered(JournalledCore self, int64_t length, object ident) exc
             self.scheduler.go_on()
         finally:
             self.scheduler.drivers.land()
-            self.leave()
+            self.release()
     return 0
 
 

@@ -27,9 +27,7 @@ from threading import main_thread
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.exc cimport (
-    PyErr_CheckSignals, PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable,
-)
+from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.sequence cimport PySequence_Fast_ITEMS
@@ -39,6 +37,7 @@ from libc.stdlib cimport free
 
 from ._arguments cimport Buffer, parse_int, parse_timeout, take_buffer
 from ._backend cimport fork_generation
+from ._calls cimport begin_call, end_call, hear_signals, step_in, step_out
 from ._commit cimport (
     encode_group, end_group, fail, forget_key, go_direct, needs_segment, poison, refuse,
     refuse_gathered, take_group, write_group,
@@ -345,7 +344,7 @@ cdef class Log(Timed):
         # Returns when it is received or has failed, or when the time is up.
         while receipt.state < RECEIVED:
             self.help(min(until_ns, iolift_now_ns() + SIGNAL_CHECK_NS), until_ns == INT64_MAX)
-            PyErr_CheckSignals()
+            hear_signals()
             if iolift_now_ns() >= until_ns:
                 break
         return 0
@@ -450,7 +449,7 @@ cdef class Log(Timed):
         """Return when nothing is gathered or on its way: all is received, or has failed."""
         while self.gathered or self.is_committing:
             self.help(iolift_now_ns() + SIGNAL_CHECK_NS, True)
-            PyErr_CheckSignals()
+            hear_signals()
 
     # -------------------------------------------------------------------------------- the commit
 
@@ -494,6 +493,7 @@ cdef class Log(Timed):
             return 0
         self.is_committing = True
         self.committer = PyThread_get_thread_ident()
+        begin_call()
         try:
             try:
                 size = take_group(self)
@@ -516,6 +516,7 @@ cdef class Log(Timed):
                 fail(self.passed, REFUSED, self.poison or OSError(errno.ENOMEM, "no memory"))
             raise
         finally:
+            end_call()
             self.is_committing = False
             self.group = self.passed = None
             self.waiters.land()
@@ -557,6 +558,7 @@ cdef class CommitJob(Job):
 
 
 cdef void tell(Log self) noexcept:
+    cdef int calls = step_out()
     heard, self.heard = self.heard, None
     for fn, receipt in heard:
         try:
@@ -564,6 +566,7 @@ cdef void tell(Log self) noexcept:
         except BaseException as error:
             PyErr_SetObject(type(error), error)
             PyErr_WriteUnraisable(fn)
+    step_in(calls)
 
 
 cdef void set_key(Receipt receipt, bytes key) noexcept:

@@ -17,12 +17,12 @@ Who may call: any thread, with the GIL, which guards every field.
 import collections
 import threading
 
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 
 from ._backend cimport READ, WRITE, Backend, Kind, fork_generation
+from ._calls cimport begin_call, end_call, hear_signals
 from ._drivers cimport SIGNAL_CHECK_NS, Drivers, Job, Sleeper
 from ._system cimport iolift_bit_length, iolift_now_ns
 from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket, is_on_a_loop
@@ -196,13 +196,19 @@ cdef class Scheduler(Timed):
             self.arm(soonest)
 
     def tick(self):
+        begin_call()
         self.on_time()
+        end_call()
 
     def end_turn(self):
         """On an event loop, at the end of a turn in which somebody awaited."""
-        for desk in list(self.desks):
-            (<Desk>desk).end_turn()
-        self.hubs = [hub for hub in self.hubs if (<Hub>hub).pending]
+        begin_call()
+        try:
+            for desk in list(self.desks):
+                (<Desk>desk).end_turn()
+            self.hubs = [hub for hub in self.hubs if (<Hub>hub).pending]
+        finally:
+            end_call()
 
     cdef Hub hub_of(self, object loop):
         cdef Hub hub
@@ -323,7 +329,7 @@ cdef int wait(Scheduler self, Sleeper** sleepers, int64_t until_ns) except -1:
     self.sleepers.add(ident)
     self.drivers.wait_among(sleepers, until_ns)
     self.sleepers.discard(ident)
-    PyErr_CheckSignals()
+    hear_signals()
     if self.generation != fork_generation():
         raise ForkedError("forked in the middle of a call, by a signal handler: in the child, "
                           "open the file again")

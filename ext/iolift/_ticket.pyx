@@ -23,6 +23,7 @@ from libc.stdlib cimport free
 
 from ._backend cimport READ, SYNC, WRITE, Kind
 from ._batch cimport Batch
+from ._calls cimport step_in, step_out
 from ._drivers cimport Job
 from ._log cimport RECEIVED
 from ._report import Explanation
@@ -324,6 +325,7 @@ cdef int hear(Awaiter awaiter, list hubs) except -1:
 
 
 cdef void tell(list heard, list hubs) noexcept:
+    cdef int calls = step_out()
     cdef Hub hub
     for hub in hubs:
         try:
@@ -332,6 +334,7 @@ cdef void tell(list heard, list hubs) noexcept:
             report(error, hub.loop)
     for fn, ticket in heard:
         call_back(fn, ticket)
+    step_in(calls)
 
 
 cdef void call_back(object fn, Ticket ticket) noexcept:

@@ -21,9 +21,11 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
+from ._calls import is_in_call
 from ._coalescer import Coalescer
 from ._filecore import FileCore
 from ._opening import check_coalescer, open_descriptor, parse_mode
+from ._threads import begin_aside
 from .errors import ForkedError
 
 if TYPE_CHECKING:
@@ -345,8 +347,15 @@ class File(io.RawIOBase):
             return size
 
     def close(self) -> None:
-        """Close the file, and its coalescer if that is its own. Idempotent."""
+        """Close the file, and its coalescer if that is its own. Idempotent.
+
+        A finalizer that comes in the middle of another call leaves it to a thread.
+        """
         if self._closed:
+            return
+        if is_in_call():
+            # It may be that call that this would wait for.
+            begin_aside(self.close, "iolift close")
             return
         if self._finalizing:
             self._dealloc_warn(self)

@@ -26,6 +26,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ._calls import in_call
 from ._format import (
     BLOCK,
     CHECKPOINT_NAME,
@@ -43,6 +44,7 @@ from ._records import LIMITS
 from ._recovery import PREPARED_SUFFIX, pending_targets, recover, write_slot
 from ._storage import LOCK, Storage, write_all
 from ._survey import Survey, survey
+from ._threads import begin_aside
 from .errors import ForeignJournalError, JournalError
 
 if TYPE_CHECKING:
@@ -270,7 +272,7 @@ class Journal:
 
     def _commit_in_thread(self) -> None:
         try:
-            threading.Thread(target=self.log.drain, name="iolift journal").start()
+            begin_aside(self.log.drain, "iolift journal")
         except RuntimeError:  # the interpreter ends
             self.log.commit_here()
 
@@ -337,12 +339,10 @@ class Journal:
         return number, handle
 
     def _aside(self, work: Callable[[], None]) -> None:
-        # No daemon: it must not be stopped with a lock in its hands. RuntimeError: the interpreter
-        # ends, and what was to be made ahead is made when it is needed.
+        # RuntimeError: the interpreter ends, and what was to be made ahead is made when needed.
         if self._background:
             with contextlib.suppress(RuntimeError):
-                # A thread that a driver begins would be a daemon, as drivers are.
-                threading.Thread(target=work, name="iolift journal", daemon=False).start()
+                begin_aside(lambda: in_call(work), "iolift journal")
 
     def _checkpoint_quietly(self) -> None:
         """Before the journal is full, so that nobody waits for it. An error shows when it is."""

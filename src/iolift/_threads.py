@@ -1,0 +1,27 @@
+"""Threads that are begun in the middle of something."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def begin_aside(work: Callable[[], object], name: str) -> None:
+    """Have a thread do it that the interpreter's end waits for. Raises RuntimeError: none is had.
+
+    Thread.start waits for the thread to be there, which may collect garbage before it is, and come
+    to a finalizer that waits for what the caller has in its hands. So another one waits for that.
+    """
+    _thread.start_new_thread(_begin, (work, name))
+
+
+def _begin(work: Callable[[], object], name: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the interpreter ends
+        # No daemon, as this thread and those of the core are: it must not be stopped with a lock
+        # in its hands.
+        threading.Thread(target=work, name=name, daemon=False).start()
