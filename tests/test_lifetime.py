@@ -538,7 +538,7 @@ def test_a_small_stack_is_enough() -> None:
 CLOSED_BY_THE_COLLECTOR = """
     import contextlib, gc, sys, threading
     import iolift
-    from iolift import _coalescer, _file
+    from iolift import _threads
     path, backend, kind = sys.argv[1:]
     options = {"direct": {"direct": True}, "journal": {
         "journal": path + ".journal", "journal_segment_bytes": 1 << 16,
@@ -554,7 +554,7 @@ CLOSED_BY_THE_COLLECTOR = """
             if left == 0:
                 (f.coalescer if kind == "coalescer" else f).close()
 
-    def begin_aside(work, name, begin=_file.begin_aside):
+    def begin_aside(work, name, begin=_threads.begin_aside):
         done = threading.Event()
         left_to_threads.append(done)
         begin(lambda: (work(), done.set()), name)
@@ -584,7 +584,7 @@ CLOSED_BY_THE_COLLECTOR = """
                 if kind == "journal":
                     f.checkpoint()
 
-    _file.begin_aside = _coalescer.begin_aside = begin_aside
+    _threads.begin_aside = begin_aside
     gc.callbacks.append(collect)
     cut_short = 0
     for moment in range(1, ROUNDS):

@@ -262,7 +262,7 @@ def test_no_flush_comes_between_a_failure_and_its_report(tmp_path: Path) -> None
         for _ in range(60):
             # Many others end before the one that fails, and whose ticket nobody has.
             tickets = [f.submit_pwrite(b"A", 2 * i) for i in range(600)]
-            f._core.write_behind(b"B", 300_000)
+            f.submit_pwrite(b"B", 300_000)
             last = threading.Thread(target=tickets[-1].result)
             last.start()
             while not tickets[0].done():

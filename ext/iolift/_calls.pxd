@@ -2,6 +2,8 @@
 
 cdef void begin_call() noexcept nogil
 cdef void end_call() noexcept nogil
+# In a call of something that another call called back.
+cdef bint is_nested() noexcept nogil
 # Around what is called back: the count is 0 meanwhile.
 cdef int step_out() noexcept nogil
 cdef void step_in(int calls) noexcept nogil

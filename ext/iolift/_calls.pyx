@@ -27,6 +27,10 @@ cdef void end_call() noexcept nogil:
     iolift_calls -= 1
 
 
+cdef bint is_nested() noexcept nogil:
+    return iolift_calls > 1
+
+
 cdef int step_out() noexcept nogil:
     global iolift_calls
     cdef int calls = iolift_calls

@@ -30,7 +30,7 @@ from ._sort cimport parse_order
 from ._uring cimport UringBackend
 from ._calls import is_in_call
 from ._report import Stats
-from ._threads import begin_aside
+from ._threads import close_aside
 from .errors import ForkedError
 
 cdef enum:
@@ -268,7 +268,7 @@ cdef class Coalescer:
         if self.is_closed:
             return
         if is_in_call():
-            begin_aside(self.close, "iolift close")
+            close_aside(self.close)
             return
         failure = None
         for core in list(self.files):

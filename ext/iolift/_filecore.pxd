@@ -1,5 +1,8 @@
 # An open file and the calls on it.
 
+from libc.stdint cimport int64_t
+
+from ._arguments cimport Buffer
 from ._backend cimport Kind
 from ._bulk cimport BulkDesk
 from ._coalescer cimport Coalescer
@@ -22,3 +25,9 @@ cdef class FileCore(BulkDesk):
     cdef int finish(self) except -1
     cdef Ticket ticket_for(self, object data, object offset)
     cdef int check_key(self, object key) except -1
+    cdef int64_t read_into(self, Buffer memory, object offset) except -1
+    cdef int64_t write_from(self, Buffer memory, object offset) except -1
+
+
+# What a held write keeps: the caller's bytes, which never change, or a copy.
+cdef object keep(object data)

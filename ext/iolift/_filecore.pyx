@@ -246,12 +246,6 @@ cdef class FileCore(BulkDesk):
             self.leave()
         return ticket
 
-    def write_behind(self, data, offset):
-        # A write nobody has the ticket of: its error is the file's.
-        data = keep(data)
-        self.submit_pwrite(data, offset)
-        return len(data)
-
     # --------------------------------------------------------------------------------- one request
 
     cdef int64_t move_straight(self, Kind kind, char* memory, int64_t size,
@@ -301,7 +295,9 @@ cdef class FileCore(BulkDesk):
         return data if got == size else data[:got]
 
     def pread_into(self, buffer, offset):
-        cdef Buffer memory = take_buffer(buffer, "buffer", True)
+        return self.read_into(take_buffer(buffer, "buffer", True), offset)
+
+    cdef int64_t read_into(self, Buffer memory, object offset) except -1:
         cdef int64_t position = parse_position(offset, memory.view.len)
         self.enter(READ)
         try:
@@ -310,7 +306,9 @@ cdef class FileCore(BulkDesk):
             self.leave()
 
     def pwrite(self, data, offset):
-        cdef Buffer memory = take_buffer(data, "data", False)
+        return self.write_from(take_buffer(data, "data", False), offset)
+
+    cdef int64_t write_from(self, Buffer memory, object offset) except -1:
         cdef int64_t position = parse_position(offset, memory.view.len)
         self.enter(WRITE)
         try:
@@ -410,7 +408,6 @@ cdef int close_descriptors(FileCore self) except -1:
 # --------------------------------------------------------------------------------- one request
 
 cdef object keep(object data):
-    # What a held write keeps: the caller's bytes, which never change, or a copy.
     cdef Buffer memory
     if type(data) is bytes:
         return data

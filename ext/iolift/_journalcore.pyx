@@ -140,9 +140,9 @@ cdef class JournalledCore(FileCore):
         self.check_request(size_of(data), offset)
         return FileCore.ticket_for(self, data, offset)
 
-    def pwrite(self, data, offset):
-        self.check_request(size_of(data), offset)
-        return FileCore.pwrite(self, data, offset)
+    cdef int64_t write_from(self, Buffer memory, object offset) except -1:
+        self.check_request(memory.view.len, offset)
+        return FileCore.write_from(self, memory, offset)
 
     def pwritev(self, buffers, offset):
         # One request, so that a crash leaves all of it or nothing.

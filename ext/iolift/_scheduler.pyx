@@ -3,7 +3,8 @@
 1. Held bytes and requests, from submit to the end of the ticket, stay within their bounds, except
    that a single request larger than the bound goes alone. Writes leave a part to reads. Who finds
    them full waits: a thread until something has landed, a ticket made on an event loop (or by a
-   driver, in a callback) in `parked`, from where it is admitted in order.
+   driver, in a callback, or in a finalizer that came into another call) in `parked`, from where it
+   is admitted in order.
 2. A deadline that is armed is kept: on_time dispatches what is due and arms the next. Nothing is
    armed while nothing is held.
 3. There is room while fewer I/Os are under way than the backend is deep; for reads, fewer reads.
@@ -22,7 +23,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memset
 
 from ._backend cimport READ, WRITE, Backend, Kind, fork_generation
-from ._calls cimport begin_call, end_call, hear_signals
+from ._calls cimport begin_call, end_call, hear_signals, is_nested
 from ._drivers cimport SIGNAL_CHECK_NS, Drivers, Job, Sleeper
 from ._system cimport iolift_bit_length, iolift_now_ns
 from ._ticket cimport CANCELLED, PARKED, Desk, Hub, Ticket, is_on_a_loop
@@ -119,7 +120,7 @@ cdef class Scheduler(Timed):
         cdef int64_t size = ticket.end - ticket.offset
         cdef bint is_patient
         while self.must_wait(desk, ticket):
-            is_patient = is_on_a_loop() or self.drivers.is_driver()
+            is_patient = is_on_a_loop() or self.drivers.is_driver() or is_nested()
             if not self.must_wait(desk, ticket):
                 break                   # while we asked
             if is_patient:

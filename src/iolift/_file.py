@@ -13,19 +13,18 @@ the deviations), but for these:
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import operator
 import os
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 from ._calls import is_in_call
 from ._coalescer import Coalescer
+from ._cursor import Cursor
 from ._filecore import FileCore
 from ._opening import check_coalescer, open_descriptor, parse_mode
-from ._threads import begin_aside
+from ._threads import close_aside
 from .errors import ForkedError
 
 if TYPE_CHECKING:
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
     from ._ticket import Ticket
 
 
-UNKNOWN_BYTES = 1 << 16  # are read at a time of a file that does not say how many it has
+# What a call through File would only pass on: it costs a quarter of a small read, and lets signal
+# handlers in, whose exceptions would find the position moved and the caller without his bytes.
+OF_CORE = ("pread", "pwrite", "submit_pwrite", "submit_sync")
+OF_CURSOR = ("read", "readinto", "readall", "write", "seek", "tell")
 
 
 class File(io.RawIOBase):
@@ -68,14 +70,13 @@ class File(io.RawIOBase):
 
     # Also of an object that __init__ has not seen.
     _core: FileCore | None = None
+    _cursor: Cursor | None = None
     _coalescer: Coalescer
     _owned: Any = None  # closed with the file: its coalescer, or a share in one
     _journal: Journal | None = None
     _closed = True
     _finalizing = False  # io.IOBase sets it when the object goes unclosed
     _is_write_behind = True
-    _written = _flushed = 0  # calls of write, and those of them that a flush came after
-    _error: OSError | None = None  # was raised by `fileno`, which a caller may have swallowed
 
     def __init__(
         self,
@@ -139,18 +140,22 @@ class File(io.RawIOBase):
         self.name = path
         self._closefd = bool(closefd)
         self._coalescer, self._owned = coalescer, owned
-        self._lock = threading.RLock()  # a signal handler may come in between
         self._core = self._open(path, flags, opener, bool(direct), kind)
 
     def _begin(self, journal: Journal | None) -> None:
         core = self._file
         self._journal = journal
-        if self._mode.startswith("a"):
-            self._position = core.size()
-        if type(self) is File:
-            # What a call through here would only pass on costs a quarter of a small read.
-            for name in ("pread", "pwrite", "submit_pwrite", "submit_sync"):
-                setattr(self, name, getattr(core, name))
+        appends = self._mode.startswith("a")
+        self._cursor = Cursor(
+            core,
+            core.size() if appends else self._start,
+            appends=appends,
+            is_write_behind=self._is_write_behind,
+        )
+        for names, owner in (OF_CORE, core), (OF_CURSOR, self._cursor):
+            for name in names:
+                if getattr(type(self), name) is vars(File)[name]:
+                    setattr(self, name, getattr(owner, name))
         core.own_descriptor(self._closefd)
         self._closed = False
 
@@ -162,16 +167,16 @@ class File(io.RawIOBase):
         # io.FileIO, too, may be initialised again: closed first, if it is open, and opened then.
         if not self._closed:
             self.close()
-        for name in ("pread", "pwrite", "submit_pwrite", "submit_sync", "__IOBase_closed"):
+        for name in (*OF_CORE, *OF_CURSOR, "__IOBase_closed"):
             vars(self).pop(name, None)
-        self._core = self._journal = self._error = None
+        self._core = self._cursor = self._journal = None
 
     def _open(
         self, path: Any, flags: int, opener: Any, direct: bool, kind: type[FileCore]
     ) -> FileCore:
         found = open_descriptor(path, flags, self._closefd, opener, direct)
         try:
-            self._blksize, self._position = found.block_bytes, found.position
+            self._blksize, self._start = found.block_bytes, found.position
             return kind(
                 self._coalescer,
                 found.fd,
@@ -186,16 +191,17 @@ class File(io.RawIOBase):
             found.give_back()
             raise
 
-    def _at_position(self) -> threading.RLock:
-        # Asked first: in a forked child the lock may be held by a thread that is not there.
-        self._file.check()
-        return self._lock
-
     @property
     def _file(self) -> FileCore:
         if self._core is None:
             raise ValueError("I/O operation on uninitialized object")
         return self._core
+
+    @property
+    def _place(self) -> Cursor:
+        if self._cursor is None:
+            raise ValueError("I/O operation on uninitialized object")
+        return self._cursor
 
     # ------------------------------------------------------------------------------- positional
 
@@ -298,24 +304,7 @@ class File(io.RawIOBase):
         """
         if self._core is None or self._core.closed:
             return super().flush()
-        self._flush_core(self._core)
-        self._raise_error()
-        return None
-
-    def _flush_core(self, core: FileCore) -> None:
-        # Counted before, and only what has come to an end: others write and flush meanwhile.
-        written = self._written
-        try:
-            core.flush()
-        except OSError:
-            self._flushed = max(self._flushed, written)
-            raise
-        self._flushed = max(self._flushed, written)
-
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        return self._place.flush()
 
     def sync(self) -> None:
         """Return when all that was written so far is on the device (fdatasync).
@@ -325,7 +314,7 @@ class File(io.RawIOBase):
         With a journal it returns when all that was written so far is received there.
         """
         self._file.sync()
-        self._raise_error()
+        self._place.raise_error()
 
     def checkpoint(self) -> None:
         """With a journal: flush, sync the file itself, and let go of what the journal has of it.
@@ -340,11 +329,7 @@ class File(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         """Set the size in bytes, to the position if not given; returns it."""
-        with self._at_position():
-            if size is None:
-                size = self._position
-            self._file.truncate(size)
-            return size
+        return self._place.truncate(size)
 
     def close(self) -> None:
         """Close the file, and its coalescer if that is its own. Idempotent.
@@ -355,7 +340,7 @@ class File(io.RawIOBase):
             return
         if is_in_call():
             # It may be that call that this would wait for.
-            begin_aside(self.close, "iolift close")
+            close_aside(self.close)
             return
         if self._finalizing:
             self._dealloc_warn(self)
@@ -380,42 +365,15 @@ class File(io.RawIOBase):
 
     def read(self, n: int | None = -1, /) -> bytes:
         """Read n bytes from the position, fewer at the end; all that follows if negative, None."""
-        size = -1 if n is None else operator.index(n)
-        if size < 0:
-            return self.readall()
-        with self._at_position():
-            core, position = self._file, self._position
-            end = self._position = position + size  # claimed first, as in write
-            got = 0
-            try:
-                data = core.pread(size, position)
-                got = len(data)
-            finally:
-                if self._position == end:
-                    self._position = position + got
-            return data
+        return self._place.read(n)
 
     def readinto(self, buffer: Any, /) -> int:
         """Read at the position into a writable buffer; returns the bytes read, 0 at the end."""
-        with self._at_position():
-            got = self._file.pread_into(buffer, self._position)
-            self._position += got
-            return got
+        return self._place.readinto(buffer)
 
     def readall(self) -> bytes:
         """Read from the position to the end of the file."""
-        with self._at_position():
-            core = self._file
-            parts: list[bytes] = []
-            while True:
-                # One byte more than the size says: a file that grows is read on. Some say nothing,
-                # as those of /proc.
-                left = core.size() - self._position
-                part = core.pread(left + 1 if left > 0 else UNKNOWN_BYTES, self._position)
-                if not part:
-                    return b"".join(parts)
-                parts.append(part)
-                self._position += len(part)
+        return self._place.readall()
 
     def write(self, data: Any, /) -> int:
         """Write all of data at the position (mode "a": at the end); returns its size in bytes.
@@ -423,64 +381,22 @@ class File(io.RawIOBase):
         Write-behind: data is held, merged with its neighbours, seen by this object's own reads at
         once, and on its way within the window. An error comes at flush, sync or close.
         """
-        with self._at_position():
-            core = self._file
-            size = memoryview(data).nbytes
-            before = self._position
-            position = core.size() if self._mode.startswith("a") else before
-            if size:  # claimed first: a signal handler that writes comes behind it
-                self._position = position + size
-            try:
-                if self._is_write_behind:
-                    self._written += 1  # for a handler that comes in between, and for a flush
-                    core.write_behind(data, position)
-                    self._written += 1
-                else:
-                    core.pwrite(data, position)
-            except BaseException:
-                if self._position == position + size:
-                    self._position = before
-                raise
-            return size
+        return self._place.write(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position; returns it, bytes from the beginning."""
-        offset = operator.index(offset)
-        with self._at_position():
-            core = self._file
-            if whence == os.SEEK_SET:
-                position = offset
-            elif whence == os.SEEK_CUR:
-                position = self._position + offset
-            elif whence == os.SEEK_END:
-                position = core.size() + offset
-            else:
-                # Of a hole or of data the kernel must know what is held.
-                position = os.lseek(self.fileno(), offset, whence)
-            if position < 0 or position > 2**63 - 1:
-                raise OSError(errno.EINVAL, f"position {position} is outside of any file")
-            self._position = position
-            core.check()
-            return position
+        return self._place.seek(offset, whence)
 
     def tell(self) -> int:
         """The position, in bytes from the beginning."""
-        self._file.check()
-        return self._position
+        return self._place.tell()
 
     def fileno(self) -> int:
         """Flush what write() holds; return the descriptor, whose own position is never used.
 
         Raises the errors of flush; the next flush, sync or close raises them again.
         """
-        core = self._file
-        if self._written != self._flushed and not core.closed:
-            try:
-                self._flush_core(core)
-            except OSError as error:
-                self._error = error
-                raise
-        return core.fileno()
+        return self._place.fileno()
 
     def isatty(self) -> bool:
         """Whether it is a terminal, which a seekable file is not."""
@@ -506,10 +422,15 @@ class File(io.RawIOBase):
         """The mode, as io.FileIO tells it: rb, wb, xb, ab, rb+ (also of w+), xb+, ab+."""
         return self._mode
 
-    @property
-    def closed(self) -> bool:
-        """Whether close was called."""
-        return self._closed
+    if TYPE_CHECKING:
+
+        @property
+        def closed(self) -> bool: ...
+
+    else:
+        # As the calls of the cursor: an exception in it would tell a BufferedWriter of a closed
+        # file.
+        closed = property(operator.attrgetter("_closed"), doc="Whether close was called.")
 
     @property
     def closefd(self) -> bool:

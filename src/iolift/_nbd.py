@@ -269,7 +269,7 @@ class JournalledDisk(Disk):
         self._rounds = threading.Condition()
         self._begun = self._ended = 0
         self._failures = 0
-        self._failure = OSError()
+        self._failure: BaseException = OSError()
 
     @property
     def can_trim(self) -> bool:
@@ -312,7 +312,7 @@ class JournalledDisk(Disk):
         # tells only once, is for all of them, and for the next flush of every other connection.
         try:
             self.file.sync()
-        except OSError as error:
+        except BaseException as error:  # also of no memory: the others of the round must hear it
             self._failure = error
             self._failures += 1
         finally:

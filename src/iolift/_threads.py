@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,20 @@ def begin_aside(work: Callable[[], object], name: str) -> None:
     to a finalizer that waits for what the caller has in its hands. So another one waits for that.
     """
     _thread.start_new_thread(_begin, (work, name))
+
+
+def close_aside(close: Callable[[], object]) -> None:
+    """The same for what a finalizer closes. Nobody is told of its errors, but in dev mode: as of
+    those that io.IOBase meets in a finalizer."""
+
+    def work() -> None:
+        try:
+            close()
+        except Exception:
+            if sys.flags.dev_mode:
+                raise
+
+    begin_aside(work, "iolift close")
 
 
 def _begin(work: Callable[[], object], name: str) -> None:

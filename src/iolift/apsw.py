@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._coalescer import Coalescer
 from ._file import File
+from ._opening import check_coalescer
 
 try:
     import apsw
@@ -65,17 +66,27 @@ class VFS(apsw.VFS):
         coalescer: Coalescer | None = None,
         **options: Any,
     ) -> None:
-        if coalescer is not None and options:
-            raise TypeError(f"{sorted(options)} can't be set: the coalescer given has its own")
+        check_coalescer(coalescer, options)
         self._owns_coalescer = coalescer is None
         self.coalescer = Coalescer(**options) if coalescer is None else coalescer
         self.base = base
+        self._asked = threading.local()  # whether the last path that a thread named has links
         super().__init__(name, base)
+
+    def xFullPathname(self, name: str) -> str:  # noqa: N802
+        # Of a path with links the base says SQLITE_OK_SYMLINK, which apsw takes for an error.
+        path = os.path.realpath(name)
+        self._asked.has_links = path != os.path.abspath(name)
+        return path
 
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         # What has no name can't be opened twice; it needs no sync, and nobody else sees it.
         if name is None or flags[0] & TEMPORARY:
             return apsw.VFSFile(self.base, name, flags)
+        if flags[0] & apsw.SQLITE_OPEN_NOFOLLOW and self._asked.has_links:
+            raise _failure(
+                apsw.SQLITE_CANTOPEN_SYMLINK, f"{_path_of(name)}: there was a link on the way"
+            )
         return VFSFile(self, name, flags)
 
     def close(self) -> None:
@@ -85,6 +96,16 @@ class VFS(apsw.VFS):
             self.coalescer.close()
 
 
+def _path_of(name: Any) -> str:
+    return name if isinstance(name, str) else name.filename()
+
+
+def _failure(code: int, message: str) -> Exception:
+    failure: Exception = apsw.exception_for(code)
+    failure.args = (message,)
+    return failure
+
+
 class VFSFile(apsw.VFSFile):
     """A database, a journal or a WAL. Made by VFS.xOpen."""
 
@@ -92,33 +113,45 @@ class VFSFile(apsw.VFSFile):
         super().__init__(vfs.base, name, flags)
         self._inode: _Inode | None = None
         self._knows_directory = False
-        path = name if isinstance(name, str) else name.filename()
+        self._path = _path_of(name)
         try:
-            with _heard_as(apsw.SQLITE_CANTOPEN):
+            with self._heard_as(apsw.SQLITE_CANTOPEN):
                 readonly = bool(flags[1] & apsw.SQLITE_OPEN_READONLY)
-                self._inode, self._file = _take(vfs.coalescer, path, readonly)
+                self._inode, self._file = _take(vfs.coalescer, self._path, readonly)
         except BaseException:
             super().xClose()
             raise
 
+    @contextlib.contextmanager
+    def _heard_as(self, code: int) -> Iterator[None]:
+        # Of any other error, also a KeyboardInterrupt, SQLite would not learn that it was I/O.
+        try:
+            yield
+        except BaseException as error:
+            why = repr(error)
+            if isinstance(error, OSError):
+                code = apsw.SQLITE_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else code
+                why = error.strerror or why
+            raise _failure(code, f"{self._path}: {why}") from error
+
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
-        with _heard_as(apsw.SQLITE_IOERR_READ):
+        with self._heard_as(apsw.SQLITE_IOERR_READ):
             return self._file.pread(amount, offset)
 
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
-        with _heard_as(apsw.SQLITE_IOERR_WRITE):
+        with self._heard_as(apsw.SQLITE_IOERR_WRITE):
             self._file.pwrite(data, offset)
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
-        with _heard_as(apsw.SQLITE_IOERR_TRUNCATE):
+        with self._heard_as(apsw.SQLITE_IOERR_TRUNCATE):
             self._file.truncate(size)
 
     def xFileSize(self) -> int:  # noqa: N802
-        with _heard_as(apsw.SQLITE_IOERR_FSTAT):
+        with self._heard_as(apsw.SQLITE_IOERR_FSTAT):
             return self._file.seek(0, os.SEEK_END)
 
     def xSync(self, flags: int) -> None:  # noqa: N802
-        with _heard_as(apsw.SQLITE_IOERR_FSYNC):
+        with self._heard_as(apsw.SQLITE_IOERR_FSYNC):
             self._file.sync()
         if not self._knows_directory:
             # The base knows whether the file is new, and then syncs the directory, once.
@@ -168,29 +201,29 @@ def _take(coalescer: Coalescer, path: str, readonly: bool) -> tuple[_Inode, File
             inode.descriptors.append(fd)  # from here on it is closed with the others only
             try:
                 mode = "r" if readonly else "r+"
-                file = File(fd, mode, closefd=False, coalescer=coalescer)
-                file.name = path
-                inode.files[kind] = file
+                inode.files[kind] = File(fd, mode, closefd=False, coalescer=coalescer)
             except BaseException:
                 _close_unused(inode)
                 raise
         inode.users += 1
-        _let_go_of_late_ones()
-        return inode, inode.files[kind]
+        file = inode.files[kind]
+    _let_go_of_late_ones()
+    return inode, file
 
 
 def _release(inode: _Inode) -> None:
     _late.append(inode)
-    if not _lock._is_owned():  # type: ignore[attr-defined]  # else whoever has it sees to it
-        with _lock:
-            _let_go_of_late_ones()
+    _let_go_of_late_ones()
 
 
 def _let_go_of_late_ones() -> None:
-    while _late:
-        inode = _late.popleft()
-        inode.users -= 1
-        _close_unused(inode)
+    # Of those that come while this thread has the lock, whoever of it let go of the lock sees to.
+    while _late and not _lock._is_owned():  # type: ignore[attr-defined]
+        with _lock:
+            while _late:
+                inode = _late.popleft()
+                inode.users -= 1
+                _close_unused(inode)
 
 
 def _close_unused(inode: _Inode) -> None:
@@ -206,13 +239,3 @@ def _close_unused(inode: _Inode) -> None:
 
 def _key(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-@contextlib.contextmanager
-def _heard_as(code: int) -> Iterator[None]:
-    # Of any other error, also a KeyboardInterrupt, SQLite would not learn that it was I/O.
-    try:
-        yield
-    except BaseException as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise apsw.exception_for(apsw.SQLITE_FULL if full else code) from error

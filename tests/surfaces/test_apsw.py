@@ -143,6 +143,45 @@ def test_threads_with_connections_of_their_own(vfs: Any, mode: str, tmp_path: Pa
     assert len(rows) == 1 + threads * rounds
 
 
+@pytest.mark.parametrize("flags", [0, apsw.SQLITE_OPEN_NOFOLLOW])
+@pytest.mark.parametrize("below", ["real", "link", "link/../link"])
+def test_below_a_link(vfs: Any, below: str, flags: int, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with contextlib.closing(connect(tmp_path / "real" / "db")) as db:
+        db.execute("create table t(id integer primary key, n); insert into t values (1, 2)")
+    found = {}
+    for name in "iolift", "unix":
+        try:
+            path = f"{tmp_path}/{below}/db"
+            with contextlib.closing(
+                apsw.Connection(path, vfs=name, flags=apsw.SQLITE_OPEN_READWRITE | flags)
+            ) as db:
+                found[name] = db.execute("select * from t").fetchall(), db.filename
+        except apsw.CantOpenError as error:
+            found[name] = type(error), bool(str(error)), error.extendedresult
+    assert found["iolift"] == found["unix"]
+
+
+def test_an_error_says_where_and_why(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    vfs = iolift.apsw.VFS("faulty", backend=disk)
+    try:
+        with contextlib.closing(connect(tmp_path / "db", "faulty")) as db:
+            disk.fail(errno.EIO, kind="write")
+            with pytest.raises(apsw.IOError, match=f"{tmp_path}/db.*Input/output error") as caught:
+                db.execute("create table t(x)")
+            disk.faults.clear()
+        assert isinstance(caught.value.__cause__, OSError)
+    finally:
+        vfs.close()
+
+
+def test_a_coalescer_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be an iolift\.Coalescer, not 5"):
+        iolift.apsw.VFS("never", coalescer=5)  # type: ignore[arg-type]
+
+
 def test_several_connections_see_what_the_others_committed(vfs: Any, tmp_path: Path) -> None:
     path = tmp_path / "db"
     for mode in ("delete", "wal"):

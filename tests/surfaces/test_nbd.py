@@ -862,3 +862,25 @@ def test_a_disk_of_no_bytes(tmp_path: Path) -> None:
     assert list(disk.extents(0, 0)) == []
     disk.flush(Connection())
     disk.close()
+
+
+def test_a_flush_that_failed_for_want_of_memory_failed_for_the_others_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    disk = _nbd.JournalledDisk(str(tmp_path / "disk"), "r+", {"journal": tmp_path / "journal"})
+    try:
+
+        def sync() -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(disk.file, "sync", sync)
+        connections = Connection(), Connection()
+        with pytest.raises(MemoryError):
+            disk.flush(connections[0])
+        monkeypatch.undo()
+        disk.flush(connections[0])
+        with pytest.raises(MemoryError):  # of the round before, which may have been its own
+            disk.flush(connections[1])
+    finally:
+        disk.close()

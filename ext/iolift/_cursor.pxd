@@ -1,0 +1,17 @@
+# The position of a file object.
+
+from libc.stdint cimport int64_t
+
+from ._filecore cimport FileCore
+
+
+cdef class Cursor:
+    cdef FileCore core
+    cdef readonly object lock
+    cdef readonly int64_t position
+    cdef bint appends, is_write_behind
+    cdef Py_ssize_t written, flushed    # calls of write, and those of them that a flush came after
+    cdef object error                   # was raised by `fileno`, which a caller may have swallowed
+    cdef object at_position(self)
+    cdef int64_t find_end(self) except -1
+    cdef int flush_core(self) except -1
