@@ -3,6 +3,7 @@
 Environment, for developers (a change needs --force or a clean tree, see CONTRIBUTING.md):
 IOLIFT_BUILD=quick      compiled in half the time, and slower
 IOLIFT_BUILD=sanitize   AddressSanitizer and UndefinedBehaviorSanitizer
+IOLIFT_BUILD=fuzz       both by clang, and counters that guide a fuzzer
 IOLIFT_BUILD=coverage   lines counted by gcc, for coverage of the core
 """
 
@@ -37,6 +38,12 @@ if BUILD == "quick":
 elif BUILD == "sanitize":
     compile_args = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
     link_args = ["-fsanitize=address,undefined"]
+elif BUILD == "fuzz":
+    # -fno-wrapv: Python's own flags say that integers wrap, and then no overflow is reported.
+    os.environ["CC"] = "clang"
+    link_args = ["-fsanitize=address,undefined,fuzzer-no-link"]
+    compile_args = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-fno-wrapv"]
+    compile_args += [*link_args, "-fno-sanitize-recover=undefined"]
 elif BUILD == "coverage":
     # Cython's tracing only marks the lines that count. It is not compiled: it would take the GIL
     # at each line, also below the mutex that a thread with the GIL waits for.
@@ -45,7 +52,7 @@ elif BUILD == "coverage":
     compile_args = ["-O0", "--coverage", "-fprofile-update=atomic"]
     link_args = ["--coverage"]
 elif BUILD != "release":
-    sys.exit(f"IOLIFT_BUILD must be release, quick, sanitize or coverage, not {BUILD!r}")
+    sys.exit(f"IOLIFT_BUILD must be release, quick, sanitize, fuzz or coverage, not {BUILD!r}")
 
 extensions = [
     Extension(
