@@ -229,6 +229,21 @@ def test_names_of_segments() -> None:
         _format.encode_slot(Slot(b"j" * 16, 1, 0, 1, 0, 0, 1 << 20, (b"a" * 32,) * 65))
 
 
+@pytest.mark.parametrize("last", [2**63 - 1, 2**63, 2**64 - 1])
+def test_the_last_number_that_a_record_may_have(last: int) -> None:
+    # The number after it has 64 bits as well, also where somebody forged this one.
+    batch, _ = encode([write(0, b"a")], **{**START, "sequence": last})
+    entries, _, _ = scan(batch, 0, **{**START, "sequence": last})
+    assert [entry.sequence for entry in entries] == [last] * (last < 2**63)
+    slot = _format.encode_slot(Slot(b"j" * 16, 1, last, 0, last, 99, 2 * BLOCK, ()))
+    look(slot + slot + b"x" * 2 * BLOCK)
+    if last < 2**63:
+        assert _format.decode_slot(slot).sequence == last
+    else:
+        with pytest.raises(ValueError, match=f"checkpoint {last} of {last} records"):
+            _format.decode_slot(slot)
+
+
 def test_forged_headers() -> None:
     # A little, in every run; guided by coverage, and for longer: tests/fuzz_journal.py.
     chance = random.Random(1)

@@ -83,7 +83,7 @@ cdef bint is_sound(const Header* header, int64_t room) noexcept nogil:
         return False
     if header.offset > <uint64_t>(INT64_MAX - (header.size - header.key_size)):
         return False
-    if header.durable >= header.sequence:
+    if header.durable >= header.sequence or header.sequence > <uint64_t>INT64_MAX:
         return False
     return record_bytes(header.size) <= room
 
@@ -145,7 +145,7 @@ cdef bint is_zero(const char* memory, int64_t size) noexcept nogil:
 
 TYPES = {WRITE_RECORD: "write", TRUNCATE_RECORD: "truncate", KEY_RECORD: "key"}
 LIMITS = {"block": BLOCK, "header": HEADER_BYTES, "part": MAX_PART, "key": MAX_KEY,
-          "targets": MAX_TARGETS}
+          "targets": MAX_TARGETS, "sequence": INT64_MAX}
 FLAG_PARTS = MORE | CONTINUES
 FLAG_END = END
 

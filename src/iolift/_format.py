@@ -11,11 +11,11 @@ A journal is a directory. Numbers are little-endian; CRCs are CRC32C; a block is
     slot       = "IOLIFTCP" fields table crc zero*                                  one block
     table      = identity*                  the targets: 32 bytes each, at most 64
 
-Records are numbered 1, 2, 3, ... through all segments. Each has the CRC of the record before it,
-so that none can be missing, and says which record was durable when it was written, so that it
-vouches for all up to that one. A batch begins on a block of its own: a torn write never touches
-bytes that were acknowledged. Segments are filled with zeros and synced before they are used, so
-that a commit is one write and one flush, and never used again.
+Records are numbered 1, 2, 3, ... (below 2^63) through all segments. Each has the CRC of the record
+before it, so that none can be missing, and says which record was durable when it was written, so
+that it vouches for all up to that one. A batch begins on a block of its own: a torn write never
+touches bytes that were acknowledged. Segments are filled with zeros and synced before they are
+used, so that a commit is one write and one flush, and never used again.
 
     record: magic u32 "IOL1", type u16, key length u16, sequence u64, salt u64, payload length u32,
             CRC of the record before u32, durable sequence u64, target u32, payload CRC u32,
@@ -211,7 +211,7 @@ def decode_slot(block: bytes) -> Slot:
     """Raises ValueError, with the reason, for a block that is no slot."""
     fields, table = _unseal(block, SLOT, SLOT_MAGIC)
     _, _, segment_bytes, generation, journal_id, sequence, first, durable, _, previous, _ = fields
-    if durable < sequence:
+    if not sequence <= durable <= LIMITS["sequence"]:
         raise ValueError(f"checkpoint {sequence} of {durable} records")
     return Slot(
         journal_id,
