@@ -466,3 +466,11 @@ def test_repr_shows_the_counters() -> None:
     assert "Plan" in text
     for number in ("32", "24", "1"):
         assert number in text
+
+
+def test_more_than_can_be_counted_is_refused():
+    far = [0, 2**63 - 2] * 3
+    huge = {"gap": 2**63 - 1, "max_io": 2**63 - 1}
+    assert iolift.plan(far, 1, **huge).bytes_moved == 2**63 - 1
+    with pytest.raises(ValueError, match=r"would move 2\*\*63 bytes or more \(gap = 9223"):
+        iolift.plan(far, 1, order="fifo", **huge)

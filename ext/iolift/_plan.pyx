@@ -310,6 +310,10 @@ cdef int plan_any(Plan result, Ranges ranges, object lengths, Order order, const
              &count[0] if ranges.n else NULL)
     result.bytes_unique = tally.unique
     result.duplicates = tally.duplicates
+    # In the order of arrival extents may overlap, so that no int64 counts what they move.
+    if order == ORDER_FIFO and result.lengths.sum(dtype=np.float64) >= <double>INT64_MAX:
+        raise ValueError(f"in this order the extents would move 2**63 bytes or more "
+                         f"(gap = {rule.gap})")
     result.bytes_moved = int(result.lengths.sum())
     return 0
 

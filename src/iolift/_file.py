@@ -74,7 +74,7 @@ class File(io.RawIOBase):
     _coalescer: Coalescer
     _owned: Any = None  # closed with the file: its coalescer, or a share in one
     _journal: Journal | None = None
-    _closed = True
+    _closed, _closefd, _mode = True, True, "wb"
     _finalizing = False  # io.IOBase sets it when the object goes unclosed
     _is_write_behind = True
 

@@ -363,7 +363,7 @@ def test_initialised_again_it_is_another_file(tmp_path: Path) -> None:
 def test_not_initialised_it_is_closed() -> None:
     for kind in (io.FileIO, iolift.File):
         f = kind.__new__(kind)
-        assert f.closed
+        assert (f.closed, f.closefd, f.mode) == (True, True, "wb")
         f.close()
         for call in (f.read, f.tell, f.fileno, f.__enter__, f.readall):
             with pytest.raises(ValueError, match=r"closed|uninitialized"):
