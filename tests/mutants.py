@@ -61,8 +61,8 @@ MUTANTS = {
     "cancel": Mutant(
         "a write that was seen can't be withdrawn",
         "_desk",
-        "                    ticket.seen or (ticket.end",
-        "                    False or (ticket.end",
+        "                ticket.seen or (ticket.end",
+        "                False or (ticket.end",
     ),
     "bound": Mutant(
         "no more requests are held than max_held_requests",
