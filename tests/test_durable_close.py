@@ -427,3 +427,32 @@ def test_locks_of_the_process_stay(place: Path) -> None:
             f.pwrite(b"x", (1 << 63) - 2)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 7
     os.close(fd)
+
+
+def test_an_interrupted_close_closes_no_descriptor_twice(place: Path) -> None:
+    shut: list[int] = []
+
+    class Interrupted(DirectoryStorage):
+        is_armed = True
+
+        def unlink(self, name: str) -> None:
+            super().unlink(name)
+            if len(shut) and self.is_armed:  # of a spare segment, in a close
+                self.is_armed = False
+                raise KeyboardInterrupt
+
+        def shut(self, handle: int) -> None:
+            shut.append(handle)
+            super().shut(handle)
+
+    storage = Interrupted(str(place / "data.journal"))
+    f = iolift.open(place / "data", "r+", journal=storage)  # type: ignore[arg-type]
+    f.pwrite(b"x", 0)
+    f.sync()
+    f._journal.prepare_ahead(2)  # type: ignore[union-attr]
+    shut.clear()
+    with pytest.raises(KeyboardInterrupt):
+        f.close()
+    assert len(shut) == len(set(shut)) > 1
+    with opened(place) as f:
+        assert f.pread(1, 0) == b"x"

@@ -445,23 +445,23 @@ class Journal:
             self.log.close()
             with held_whatever_comes(*locks):
                 self._closed = True
-                for _, handle in self.log.drop_before(1 << 63):
-                    self._storage.shut(handle)
-                for _, handle in self._spares:
-                    self._storage.shut(handle)
-                self._spares.clear()
-                self._storage.close()
+                with contextlib.ExitStack() as stack:  # the lock goes last
+                    stack.callback(self._storage.close)
+                    for _, handle in self.log.drop_before(1 << 63):
+                        stack.callback(self._storage.shut, handle)
+                    while self._spares:
+                        stack.callback(self._storage.shut, self._spares.pop()[1])
 
     def _finish(self) -> None:
         self.log.seal()
         if self.log.poison is not None:
             return
         with self._preparing:
-            for number, handle in self._spares:
+            while self._spares:
+                number, handle = self._spares.pop()
                 self._storage.shut(handle)
                 with contextlib.suppress(OSError):
                     self._storage.unlink(segment_name(number))
-            self._spares.clear()
         self.checkpoint(self._write_back(), is_last=True)
 
 
