@@ -572,6 +572,68 @@ def test_arrays_of_any_type_are_written(tmp_path, dtype, journal):
         assert f.pread(999, 0) == 3 * array.tobytes()
 
 
+@pytest.mark.parametrize("call", ["readall()", "read(SIZE + 1)", "pread(SIZE + 1, 0)"])
+def test_a_handler_that_extends_the_file_in_the_middle_of_a_read_past_its_end(tmp_path, call):
+    said = child.run(
+        """
+        import signal, sys, iolift
+        SIZE = 1 << 28
+        f = iolift.open(sys.argv[1], "w+")
+        f.truncate(SIZE)
+        heard = []
+
+        def handler(*_):
+            f.write(b"hello")
+            f.flush()
+            heard.append(f.tell())
+
+        signal.signal(signal.SIGALRM, handler)
+        while not heard:                # before the call is over
+            f.truncate(SIZE)
+            f.seek(0)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            assert len(eval("f." + sys.argv[2])) >= SIZE
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        print(len(heard))
+        f.close()
+        """,
+        tmp_path / "data",
+        call,
+    )
+    assert int(said) == 1
+
+
+def test_a_handlers_own_file_is_closed_when_it_says_so(tmp_path):
+    child.run(
+        """
+        import signal, sys, iolift
+        path, mine = sys.argv[1:]
+        heard, goes_on = 0, True
+
+        def handler(*_):
+            global heard
+            f = iolift.open(mine, "w", write_window_ms=1000)
+            f.write(b"x" * 1000)
+            f.close()
+            with open(mine, "rb") as file:
+                assert f.closed and len(file.read()) == 1000, heard
+            heard += 1
+            if goes_on:
+                signal.setitimer(signal.ITIMER_REAL, 100e-6)
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 100e-6)
+        while heard < 1000:
+            with iolift.open(path, "w") as f:
+                f.write(b"y")
+        goes_on = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        """,
+        tmp_path / "data",
+        tmp_path / "mine",
+    )
+
+
 def test_nothing_written_moves_nothing(tmp_path):
     (tmp_path / "data").write_bytes(b"0123456789")
     with iolift.open(tmp_path / "data", "a+") as f:

@@ -2,8 +2,9 @@
 
 Where the core makes an object, a garbage collection may begin, and a finalizer with it that closes
 a file: on this very thread, which may have that file's requests in its hands. To wait for them
-would be for ever, so such a close is another thread's (File.close). A signal handler and a callback
-come in where nothing is in hand: for them the thread is in no call.
+would be for ever, so such a close is another thread's (File.close); other calls that wait are not
+for finalizers (docs/guarantees.md). A signal handler and a callback come in where nothing is in
+hand: for them the thread is in no call.
 
 Who may call: any thread; each has a count of its own.
 """

@@ -4,7 +4,7 @@
 
 1. The position and the bytes move in one call of C. So an exception of a signal handler finds both
    moved or neither, and the layers of `io`, which try again what has failed, lose and double
-   nothing.
+   nothing. (Of a write that is not write-behind some may be in the file.)
 2. What a call will move is claimed before it is moved: a handler that comes in between, and reads
    or writes itself, goes on behind it.
 3. An error of a write is told once to whoever flushes. `fileno` flushes as well, but many take any
@@ -31,6 +31,8 @@ cdef enum:
 
 
 cdef class Cursor:
+    # What File has of these it has by way of _methods.pyx.
+
     def __cinit__(self, FileCore core not None, int64_t position, *, bint appends,
                   bint is_write_behind):
         self.core = core
@@ -47,7 +49,7 @@ cdef class Cursor:
 
     # -------------------------------------------------------------------------------- reading
 
-    def read(self, n=-1, /):
+    cdef object read(self, object n):
         cdef int64_t size = -1 if n is None else operator.index(n)
         cdef int64_t begin, claimed, got = 0
         if size < 0:
@@ -56,14 +58,14 @@ cdef class Cursor:
             begin = self.position
             claimed = self.position = begin + min(size, INT64_MAX - begin)
             try:
-                data = self.core.pread(size, begin)
+                data = self.core.pread(min(size, INT64_MAX - begin), begin)
                 got = len(data)
             finally:
                 if self.position == claimed:
                     self.position = begin + got
         return data
 
-    def readinto(self, buffer, /):
+    cdef object readinto(self, object buffer):
         cdef Buffer memory = take_buffer(buffer, "buffer", True)
         cdef int64_t begin, claimed, got = 0
         with self.at_position():
@@ -76,7 +78,7 @@ cdef class Cursor:
                     self.position = begin + got
         return got
 
-    def readall(self):
+    cdef object readall(self):
         cdef int64_t begin, at, left, claimed, size
         cdef list parts = []
         with self.at_position():
@@ -88,7 +90,7 @@ cdef class Cursor:
                     left = self.core.size() - at
                     size = min(left + 1 if left > 0 else UNKNOWN_BYTES, INT64_MAX - at)
                     if self.position == claimed:
-                        claimed = self.position = at + size
+                        claimed = self.position = at + max(left, <int64_t>0)
                     part = self.core.pread(size, at)
                     parts.append(part)
                     at += len(part)
@@ -103,7 +105,7 @@ cdef class Cursor:
 
     # -------------------------------------------------------------------------------- writing
 
-    def write(self, data, /):
+    cdef object write(self, object data):
         cdef int64_t size, before, begin
         with self.at_position():
             data = keep(data) if self.is_write_behind else take_buffer(data, "data", False)
@@ -117,7 +119,7 @@ cdef class Cursor:
                 # Once for a handler that comes in between, and once for a flush that does.
                 self.written += 1
                 if self.is_write_behind:
-                    self.core.submit_pwrite(data, begin)
+                    self.core.submit_write(data, begin, None)
                 else:
                     self.core.write_from(<Buffer>data, begin)
                 self.written += 1
@@ -156,7 +158,7 @@ cdef class Cursor:
         if error is not None:
             raise error
 
-    def fileno(self):
+    cdef object fileno(self):
         if self.written != self.flushed and not self.core.is_closed:
             try:
                 self.flush_core()
@@ -167,12 +169,11 @@ cdef class Cursor:
 
     # ------------------------------------------------------------------------------ the position
 
-    def tell(self):
-        self.core.enter(SYNC)
-        self.core.leave()
-        return self.position
+    cdef object tell(self):
+        with self.at_position():
+            return self.position
 
-    def seek(self, offset, whence=0, /):
+    cdef object seek(self, object offset, object whence):
         offset, whence = operator.index(offset), operator.index(whence)
         with self.at_position():
             if whence == os.SEEK_SET:
@@ -189,7 +190,7 @@ cdef class Cursor:
             self.position = position
         return position
 
-    def truncate(self, size=None):
+    cdef object truncate(self, object size):
         with self.at_position():
             size = self.position if size is None else int(operator.index(size))
             self.core.truncate(size)

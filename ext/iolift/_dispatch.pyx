@@ -33,7 +33,7 @@ from ._backend cimport READ, SYNC, WRITE, Kind, Operation
 from ._flight cimport Flight, SyncFlight, new_flight, take_reads, take_writes
 from ._landing cimport LandingDesk, Solo, end_now, refuse_held
 from ._scheduler cimport Scheduler
-from ._solo cimport meets_solo
+from ._solo cimport is_interrupted, meets_solo
 from ._ticket cimport DONE, FLYING, HELD, Ticket, tell
 from ._window cimport Tickets, Window, Writes
 
@@ -313,7 +313,7 @@ cdef bint is_in_the_way(DispatchDesk self) except -1:
         if writes.end <= size:
             size = INT64_MAX            # it does not grow
     while solo != NULL:
-        if solo.kind == READ and solo.end > size:
+        if solo.kind == READ and solo.end > size and not is_interrupted(self, solo):
             return True
         solo = solo.next
     for i in range(writes.tickets.size if self.solos != NULL else 0):

@@ -25,6 +25,10 @@ cdef class FileCore(BulkDesk):
     cdef int finish(self) except -1
     cdef Ticket ticket_for(self, object data, object offset)
     cdef int check_key(self, object key) except -1
+    cpdef object pread(self, object n, object offset)
+    cpdef object pwrite(self, object data, object offset)
+    cdef Ticket submit_write(self, object data, object offset, object key)
+    cpdef Ticket submit_sync(self)
     cdef int64_t read_into(self, Buffer memory, object offset) except -1
     cdef int64_t write_from(self, Buffer memory, object offset) except -1
 

@@ -19,7 +19,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from posix.stdlib cimport posix_memalign
-from posix.unistd cimport pread
+from posix.unistd cimport pread as read_at
 
 from ._arguments cimport Buffer, parse_int, parse_position, take_buffer
 from ._backend cimport READ, SYNC, WRITE, Kind, Operation, fork_generation, run_in_place
@@ -145,14 +145,16 @@ cdef class FileCore(BulkDesk):
         if self.is_closed:
             return
         self.is_closed = self.is_draining = True
-        begin_call()
         try:
             self.coalescer.files.discard(self)      # lets others in
             if self.scheduler.generation == fork_generation():
-                self.drain()
-                self.finish()
+                begin_call()
+                try:
+                    self.drain()
+                finally:
+                    end_call()
+                self.finish()                       # with nothing in hand any more
         finally:
-            end_call()
             self.is_draining = False
             self.at_rest()
         self.raise_deferred()
@@ -222,6 +224,9 @@ cdef class FileCore(BulkDesk):
         raise ValueError("key is for files that are open with a journal")
 
     def submit_pwrite(self, data, offset, *, key=None):
+        return self.submit_write(data, offset, key)
+
+    cdef Ticket submit_write(self, object data, object offset, object key):
         cdef Ticket ticket
         if key is not None:
             self.check_key(key)
@@ -235,7 +240,7 @@ cdef class FileCore(BulkDesk):
             self.leave()
         return ticket
 
-    def submit_sync(self):
+    cpdef Ticket submit_sync(self):
         cdef Ticket ticket
         self.enter(SYNC)
         try:
@@ -282,7 +287,7 @@ cdef class FileCore(BulkDesk):
         # Short or failed: the batch knows how to go on.
         return move_batch_of_one(self, kind, memory, size, position)
 
-    def pread(self, n, offset):
+    cpdef object pread(self, object n, object offset):
         cdef int64_t size = parse_int(n, "n", 0, PY_SSIZE_T_MAX)
         cdef int64_t position = parse_position(offset, size)
         cdef int64_t got
@@ -305,7 +310,7 @@ cdef class FileCore(BulkDesk):
         finally:
             self.leave()
 
-    def pwrite(self, data, offset):
+    cpdef object pwrite(self, object data, object offset):
         return self.write_from(take_buffer(data, "data", False), offset)
 
     cdef int64_t write_from(self, Buffer memory, object offset) except -1:
@@ -499,7 +504,7 @@ cdef bint read_blocks(FileCore self, char* memory, int64_t size, int64_t positio
     cdef void* blocks = NULL
     with nogil:
         if posix_memalign(&blocks, alignment, end - begin) == 0:
-            got = pread(descriptor, blocks, end - begin, begin) - (position - begin)
+            got = read_at(descriptor, blocks, end - begin, begin) - (position - begin)
             if got >= size:
                 memcpy(memory, <char*>blocks + (position - begin), size)
             free(blocks)

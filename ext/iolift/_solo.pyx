@@ -114,8 +114,12 @@ cdef inline bint meets(LandingDesk self, const Solo* solo, Kind kind, int64_t of
                        int64_t end) noexcept:
     if solo.offset >= end or offset >= solo.end or (solo.kind != WRITE and kind != WRITE):
         return False
-    return not (solo.begun and (solo.thread == PyThread_get_thread_ident()
-                                or solo.thread in self.scheduler.sleepers))
+    return not is_interrupted(self, solo)
+
+
+cdef bint is_interrupted(LandingDesk self, const Solo* solo) noexcept:
+    return solo.begun and (solo.thread == PyThread_get_thread_ident()
+                           or solo.thread in self.scheduler.sleepers)
 
 
 cdef bint meets_earlier(LandingDesk self, const Solo* solo) noexcept:

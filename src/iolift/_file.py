@@ -19,6 +19,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
+from . import _methods
 from ._calls import is_in_call
 from ._coalescer import Coalescer
 from ._cursor import Cursor
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
     from ._journal import Journal
     from ._journalcore import JournalledCore
     from ._ticket import Ticket
-
-
-# What a call through File would only pass on: it costs a quarter of a small read, and lets signal
-# handlers in, whose exceptions would find the position moved and the caller without his bytes.
-OF_CORE = ("pread", "pwrite", "submit_pwrite", "submit_sync")
-OF_CURSOR = ("read", "readinto", "readall", "write", "seek", "tell")
 
 
 class File(io.RawIOBase):
@@ -152,10 +147,6 @@ class File(io.RawIOBase):
             appends=appends,
             is_write_behind=self._is_write_behind,
         )
-        for names, owner in (OF_CORE, core), (OF_CURSOR, self._cursor):
-            for name in names:
-                if getattr(type(self), name) is vars(File)[name]:
-                    setattr(self, name, getattr(owner, name))
         core.own_descriptor(self._closefd)
         self._closed = False
 
@@ -167,8 +158,7 @@ class File(io.RawIOBase):
         # io.FileIO, too, may be initialised again: closed first, if it is open, and opened then.
         if not self._closed:
             self.close()
-        for name in (*OF_CORE, *OF_CURSOR, "__IOBase_closed"):
-            vars(self).pop(name, None)
+        vars(self).pop("__IOBase_closed", None)
         self._core = self._cursor = self._journal = None
 
     def _open(
@@ -205,20 +195,8 @@ class File(io.RawIOBase):
 
     # ------------------------------------------------------------------------------- positional
 
-    def pread(self, n: int, offset: int) -> bytes:
-        """Read n bytes at offset; fewer at the end of the file, as os.pread does.
-
-        Raises OSError, ValueError (negative, past 2**63-1, closed), TypeError.
-        """
-        return self._file.pread(n, offset)
-
-    def pwrite(self, data: Any, offset: int) -> int:
-        """Write all of data, any C-contiguous buffer, at offset; returns its size in bytes.
-
-        Returns when the bytes are in the file (the page cache; the device if direct).
-        Raises OSError, PoisonedError, ValueError, TypeError.
-        """
-        return self._file.pwrite(data, offset)
+    pread = _methods.pread
+    pwrite = _methods.pwrite
 
     def preadv(self, buffers: Iterable[Any], offset: int) -> int:
         """Fill writable buffers, one after the other, from offset; returns the bytes read.
@@ -276,24 +254,8 @@ class File(io.RawIOBase):
         """
         return self._file.submit_pread(n, offset, into)
 
-    def submit_pwrite(self, data: Any, offset: int, *, key: bytes | None = None) -> Ticket:
-        """Ask for data, any C-contiguous buffer, to be written at offset; returns at once.
-
-        The buffer may be reused at once: bytes are kept, anything else is copied. Later reads
-        see the bytes. The ticket ends when they are in the file (page cache; device if direct).
-
-        key, with a journal: 1 to 255 bytes that are this write's alone. Where the journal knows it
-        already, nothing is written, and the ticket has the first one's receipt: who never learnt
-        what became of a write can ask again.
-        """
-        return self._file.submit_pwrite(data, offset, key=key)
-
-    def submit_sync(self) -> Ticket:
-        """Ask for all that was submitted before to be on the device; returns at once.
-
-        With a journal: in the journal.
-        """
-        return self._file.submit_sync()
+    submit_pwrite = _methods.submit_pwrite
+    submit_sync = _methods.submit_sync
 
     # ------------------------------------------------------------------------------ the whole file
 
@@ -327,9 +289,7 @@ class File(io.RawIOBase):
             raise io.UnsupportedOperation("the file has no journal")
         cast("JournalledCore", core).checkpoint()
 
-    def truncate(self, size: int | None = None) -> int:
-        """Set the size in bytes, to the position if not given; returns it."""
-        return self._place.truncate(size)
+    truncate = _methods.truncate
 
     def close(self) -> None:
         """Close the file, and its coalescer if that is its own. Idempotent.
@@ -363,40 +323,13 @@ class File(io.RawIOBase):
 
     # --------------------------------------------------------------------------- as an io.RawIOBase
 
-    def read(self, n: int | None = -1, /) -> bytes:
-        """Read n bytes from the position, fewer at the end; all that follows if negative, None."""
-        return self._place.read(n)
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Read at the position into a writable buffer; returns the bytes read, 0 at the end."""
-        return self._place.readinto(buffer)
-
-    def readall(self) -> bytes:
-        """Read from the position to the end of the file."""
-        return self._place.readall()
-
-    def write(self, data: Any, /) -> int:
-        """Write all of data at the position (mode "a": at the end); returns its size in bytes.
-
-        Write-behind: data is held, merged with its neighbours, seen by this object's own reads at
-        once, and on its way within the window. An error comes at flush, sync or close.
-        """
-        return self._place.write(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move the position; returns it, bytes from the beginning."""
-        return self._place.seek(offset, whence)
-
-    def tell(self) -> int:
-        """The position, in bytes from the beginning."""
-        return self._place.tell()
-
-    def fileno(self) -> int:
-        """Flush what write() holds; return the descriptor, whose own position is never used.
-
-        Raises the errors of flush; the next flush, sync or close raises them again.
-        """
-        return self._place.fileno()
+    read = _methods.read
+    readinto = _methods.readinto
+    readall = _methods.readall
+    write = _methods.write
+    seek = _methods.seek
+    tell = _methods.tell
+    fileno = _methods.fileno
 
     def isatty(self) -> bool:
         """Whether it is a terminal, which a seekable file is not."""

@@ -75,9 +75,11 @@ class VFS(apsw.VFS):
 
     def xFullPathname(self, name: str) -> str:  # noqa: N802
         # Of a path with links the base says SQLITE_OK_SYMLINK, which apsw takes for an error.
-        path = os.path.realpath(name)
-        self._asked.has_links = path != os.path.abspath(name)
-        return path
+        try:
+            self._asked.has_links = _has_links(os.path.join(os.getcwd(), name))
+            return os.path.realpath(name)
+        except OSError as error:  # the working directory is gone
+            raise _failure(apsw.SQLITE_CANTOPEN, f"{name}: {error.strerror}") from error
 
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         # What has no name can't be opened twice; it needs no sync, and nobody else sees it.
@@ -98,6 +100,12 @@ class VFS(apsw.VFS):
 
 def _path_of(name: Any) -> str:
     return name if isinstance(name, str) else name.filename()
+
+
+def _has_links(path: str) -> bool:
+    # As it stands there: what `..` means after a link, the link says.
+    parts = path.split("/")
+    return any(os.path.islink("/".join(parts[: i + 1])) for i in range(1, len(parts)))
 
 
 def _failure(code: int, message: str) -> Exception:
@@ -207,7 +215,8 @@ def _take(coalescer: Coalescer, path: str, readonly: bool) -> tuple[_Inode, File
                 raise
         inode.users += 1
         file = inode.files[kind]
-    _let_go_of_late_ones()
+    with contextlib.suppress(OSError):  # of others, whose owners have gone
+        _let_go_of_late_ones()
     return inode, file
 
 

@@ -360,6 +360,28 @@ def test_initialised_again_it_is_another_file(tmp_path: Path) -> None:
             f.read()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_method_keeps_its_file(tmp_path: Path) -> None:
+    """Whoever has no more than f.read, and be it for the length of a call, has the file."""
+    path = tmp_path / "data"
+    path.write_bytes(b"0123456789")
+    for kind in (io.FileIO, iolift.File):
+        buffer = bytearray(4)
+        assert kind(path).read() == kind(path).readall() == b"0123456789"
+        assert (kind(path).readinto(buffer), buffer) == (4, b"0123")
+        assert kind(path, "r+").write(b"0") == 1
+        assert (kind(path).seek(2), kind(path).tell(), kind(path).seekable()) == (2, 0, True)
+        read = kind(path).read
+        gc.collect()
+        assert (read(3), read(3)) == (b"012", b"345")
+        del read
+    assert iolift.open(path).pread(3, 2) == b"234"
+    assert iolift.open(path, "r+").pwrite(b"2", 2) == 1
+    assert iolift.open(path, "r+").submit_pwrite(b"2", 2).result() == 1
+    iolift.open(path, "r+").submit_sync().result()
+    assert path.read_bytes() == b"0123456789"
+
+
 def test_not_initialised_it_is_closed() -> None:
     for kind in (io.FileIO, iolift.File):
         f = kind.__new__(kind)
