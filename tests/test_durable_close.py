@@ -456,3 +456,18 @@ def test_an_interrupted_close_closes_no_descriptor_twice(place: Path) -> None:
     assert len(shut) == len(set(shut)) > 1
     with opened(place) as f:
         assert f.pread(1, 0) == b"x"
+
+
+def test_no_segment_is_prepared_behind_a_close(place: Path, monkeypatch: Any) -> None:
+    f = opened(place)
+    f.pwrite(b"x", 0)
+    journal = f._journal
+    written_back = journal._write_back
+
+    def late() -> Any:
+        journal.prepare_ahead(1)  # as a thread may that was begun before
+        return written_back()
+
+    monkeypatch.setattr(journal, "_write_back", late)
+    f.close()
+    assert sorted(os.listdir(place / "data.journal")) == ["checkpoint", "lock"]

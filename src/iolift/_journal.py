@@ -115,6 +115,7 @@ class Journal:
         self.commit_aside = commit_aside or self._commit_in_thread
         self._pid = os.getpid()
         self._closed = False
+        self._ends = False  # nothing is prepared any more
         self._preparing = threading.Lock()
         self._checkpointing = threading.RLock()  # which knows its owner: nobody enters it twice
         self._spares: list[tuple[int, int]] = []  # number, handle
@@ -352,7 +353,7 @@ class Journal:
     def prepare_ahead(self, count: int = 1) -> None:
         """Have the next segments ready before they are needed. An error shows when they are."""
         with contextlib.suppress(OSError, ValueError), self._preparing:
-            while len(self._spares) < count and not self._closed and self.log.poison is None:
+            while len(self._spares) < count and not self._ends and self.log.poison is None:
                 if self.live_bytes + self._slot.segment_bytes > self._max_bytes:
                     break
                 self._spares.append(self._prepare())
@@ -444,7 +445,7 @@ class Journal:
         finally:
             self.log.close()
             with held_whatever_comes(*locks):
-                self._closed = True
+                self._ends = self._closed = True
                 with contextlib.ExitStack() as stack:  # the lock goes last
                     stack.callback(self._storage.close)
                     for _, handle in self.log.drop_before(1 << 63):
@@ -457,6 +458,7 @@ class Journal:
         if self.log.poison is not None:
             return
         with self._preparing:
+            self._ends = True
             while self._spares:
                 number, handle = self._spares.pop()
                 self._storage.shut(handle)
