@@ -147,8 +147,9 @@ class Question:
             self.close()
 
     def _row(self, ask: Ask, sides: dict[str, Side], rounds: int) -> Row:
-        if ask.peer not in sides:
-            return Row(self.what, ask.asked(), "not measured", f"{ask.peer}: not on this machine")
+        for name in (ask.us, ask.peer):
+            if name not in sides:
+                return Row(self.what, ask.asked(), "not measured", f"{name}: not on this machine")
         pair = sides[ask.peer], sides[ask.us]
         for side in pair:
             side.per_request()
