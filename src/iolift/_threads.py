@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import contextlib
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -36,7 +35,10 @@ def close_aside(close: Callable[[], object]) -> None:
 
 
 def _begin(work: Callable[[], object], name: str) -> None:
-    with contextlib.suppress(RuntimeError):  # the interpreter ends
-        # No daemon, as this thread and those of the core are: it must not be stopped with a lock
-        # in its hands.
-        threading.Thread(target=work, name=name, daemon=False).start()
+    # No daemon, as this thread and those of the core are: it must not be stopped with a lock in its
+    # hands.
+    thread = threading.Thread(target=work, name=name, daemon=False)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends, or there are as many as there may be
+        work()
