@@ -54,7 +54,7 @@ cdef class FileDesk(DispatchDesk):
         self.check_process()
         begin_call()
         try:
-            wait_for_end(self, ticket, timeout, parse_timeout(timeout))
+            wait_for_ticket(self, ticket, timeout, parse_timeout(timeout))
         finally:
             end_call()
         return 0
@@ -393,9 +393,9 @@ cdef int take_sync(FileDesk self, Ticket ticket) except -1:
     return self.launch_syncs(False)
 
 
-# --------------------------------------------------------------------------------- for tickets
+# ------------------------------------------------------------------------ waiting, withdrawing
 
-cdef int wait_for_end(FileDesk self, Ticket ticket, object timeout, int64_t until) except -1:
+cdef int wait_for_ticket(FileDesk self, Ticket ticket, object timeout, int64_t until) except -1:
     if ticket.state == HELD or ticket.state == PARKED:
         if timeout is None and leads(self, ticket):
             return 0
