@@ -7,8 +7,8 @@ from ._filecore cimport FileCore
 
 cdef class Cursor:
     cdef FileCore core
-    cdef readonly object lock
-    cdef readonly int64_t position
+    cdef object lock
+    cdef int64_t position
     cdef bint appends, is_write_behind
     cdef Py_ssize_t written, flushed    # calls of write, and those of them that a flush came after
     cdef object error                   # was raised by `fileno`, which a caller may have swallowed
@@ -21,5 +21,7 @@ cdef class Cursor:
     cdef object tell(self)
     cdef object truncate(self, object size)
     cdef object fileno(self)
+    cdef object sync(self)
     cdef int64_t find_end(self) except -1
     cdef int flush_core(self) except -1
+    cdef int raise_error(self) except -1

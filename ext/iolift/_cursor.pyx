@@ -58,7 +58,7 @@ cdef class Cursor:
             begin = self.position
             claimed = self.position = begin + min(size, INT64_MAX - begin)
             try:
-                data = self.core.pread(min(size, INT64_MAX - begin), begin)
+                data = self.core.pread(claimed - begin, begin)
                 got = len(data)
             finally:
                 if self.position == claimed:
@@ -153,10 +153,15 @@ cdef class Cursor:
         self.flushed = max(self.flushed, written)
         return 0
 
-    def raise_error(self):
+    cdef object sync(self):
+        self.core.sync()
+        self.raise_error()
+
+    cdef int raise_error(self) except -1:
         error, self.error = self.error, None
         if error is not None:
             raise error
+        return 0
 
     cdef object fileno(self):
         if self.written != self.flushed and not self.core.is_closed:

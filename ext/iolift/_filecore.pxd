@@ -24,6 +24,7 @@ cdef class FileCore(BulkDesk):
     cdef int release(self) except -1
     cdef int finish(self) except -1
     cdef Ticket ticket_for(self, object data, object offset)
+    cdef int check_request(self, int64_t size, object offset) except -1
     cdef int check_key(self, object key) except -1
     cpdef object pread(self, object n, object offset)
     cpdef object pwrite(self, object data, object offset)

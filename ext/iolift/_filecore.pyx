@@ -215,10 +215,17 @@ cdef class FileCore(BulkDesk):
 
     cdef Ticket ticket_for(self, object data, object offset):
         # Of a write that keeps its bytes.
-        data = keep(data)
-        cdef int64_t size = len(data)
+        cdef Buffer memory = None if type(data) is bytes else take_buffer(data, "data", False)
+        cdef int64_t size = len(data) if memory is None else memory.view.len
+        self.check_request(size, offset)
         cdef int64_t position = parse_position(offset, size)
+        if memory is not None:
+            data = copy_of(memory)
         return new_ticket(self, WRITE, position, position + size, PyBytes_AS_STRING(data), data)
+
+    cdef int check_request(self, int64_t size, object offset) except -1:
+        # Beyond what any file takes: a journal has limits of its own.
+        return 0
 
     cdef int check_key(self, object key) except -1:
         raise ValueError("key is for files that are open with a journal")
@@ -314,6 +321,7 @@ cdef class FileCore(BulkDesk):
         return self.write_from(take_buffer(data, "data", False), offset)
 
     cdef int64_t write_from(self, Buffer memory, object offset) except -1:
+        self.check_request(memory.view.len, offset)
         cdef int64_t position = parse_position(offset, memory.view.len)
         self.enter(WRITE)
         try:
@@ -412,12 +420,12 @@ cdef int close_descriptors(FileCore self) except -1:
 
 # --------------------------------------------------------------------------------- one request
 
-cdef object keep(object data):
-    cdef Buffer memory
-    if type(data) is bytes:
-        return data
-    memory = take_buffer(data, "data", False)
+cdef object copy_of(Buffer memory):
     return PyBytes_FromStringAndSize(<char*>memory.view.buf, memory.view.len)
+
+
+cdef object keep(object data):
+    return data if type(data) is bytes else copy_of(take_buffer(data, "data", False))
 
 
 cdef int64_t read_now(FileCore self, char* memory, int64_t size, int64_t position,

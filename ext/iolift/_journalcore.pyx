@@ -136,14 +136,6 @@ cdef class JournalledCore(FileCore):
             raise ValueError(f"key has {len(key)} bytes, 1 to {MAX_KEY} are allowed")
         return 0
 
-    cdef Ticket ticket_for(self, object data, object offset):
-        self.check_request(size_of(data), offset)
-        return FileCore.ticket_for(self, data, offset)
-
-    cdef int64_t write_from(self, Buffer memory, object offset) except -1:
-        self.check_request(memory.view.len, offset)
-        return FileCore.write_from(self, memory, offset)
-
     def pwritev(self, buffers, offset):
         # One request, so that a crash leaves all of it or nothing.
         return self.pwrite(b"".join([(<char*>(<Buffer>part).view.buf)[:(<Buffer>part).view.len]
@@ -206,10 +198,6 @@ cdef class JournalledCore(FileCore):
         self.flush()
         self.hold_open(SYNC)
         do_aside(self, lambda: checkpoint_entered(self))
-
-
-cdef int64_t size_of(object data) except -1:
-    return len(data) if type(data) is bytes else take_buffer(data, "data", False).view.len
 
 
 cdef int settle(JournalledCore self) except -1:

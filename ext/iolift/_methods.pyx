@@ -106,6 +106,16 @@ def fileno(self):
     return cursor_of(self).fileno()
 
 
+def sync(self):
+    """Return when all that was written so far is on the device (fdatasync).
+
+    Syncs that are asked for at once share one fdatasync. Raises OSError where that failed, and
+    PoisonedError from then on: it is never retried; and the errors of flush.
+    With a journal it returns when all that was written so far is received there.
+    """
+    return cursor_of(self).sync()
+
+
 def truncate(self, size=None):
     """Set the size in bytes, to the position if not given; returns it."""
     return cursor_of(self).truncate(size)

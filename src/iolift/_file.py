@@ -1,8 +1,8 @@
 """File: the raw file object over FileCore.
 
-Positional calls go straight to the core. What io.RawIOBase adds - a position, modes, readinto and
-write - is here, and follows io.FileIO, whose own tests it passes (tests/surfaces/test_fileio.py has
-the deviations), but for these:
+Opening, closing and what a file says of itself are here; the calls that move bytes go straight to
+the core (_methods.pyx), those of the position by way of _cursor.pyx. All of it follows io.FileIO,
+whose own tests it passes (tests/surfaces/test_fileio.py has the deviations), but for these:
 1. The position is the object's own; the descriptor's says only where it starts.
 2. Append mode finds the end itself: the kernel's O_APPEND ignores the offsets that this library
    lives by, and descriptors that have it are refused, as is what can't be seeked.
@@ -187,12 +187,6 @@ class File(io.RawIOBase):
             raise ValueError("I/O operation on uninitialized object")
         return self._core
 
-    @property
-    def _place(self) -> Cursor:
-        if self._cursor is None:
-            raise ValueError("I/O operation on uninitialized object")
-        return self._cursor
-
     # ------------------------------------------------------------------------------- positional
 
     pread = _methods.pread
@@ -264,19 +258,11 @@ class File(io.RawIOBase):
 
         Raises the first error of a write that nobody holds the ticket of, as of write().
         """
-        if self._core is None or self._core.closed:
+        if self._cursor is None or self._file.closed:
             return super().flush()
-        return self._place.flush()
+        return self._cursor.flush()
 
-    def sync(self) -> None:
-        """Return when all that was written so far is on the device (fdatasync).
-
-        Syncs that are asked for at once share one fdatasync. Raises OSError where that failed, and
-        PoisonedError from then on: it is never retried; and the errors of flush.
-        With a journal it returns when all that was written so far is received there.
-        """
-        self._file.sync()
-        self._place.raise_error()
+    sync = _methods.sync
 
     def checkpoint(self) -> None:
         """With a journal: flush, sync the file itself, and let go of what the journal has of it.
